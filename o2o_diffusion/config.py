@@ -1,0 +1,228 @@
+"""YAML groups + overrides -> frozen settings -> components.
+
+A component is one file with a nested frozen `Config` whose defaults stand beside the maths, plus one YAML that names
+its `target` and lists differences. There is no registry: `target` is a dotted path, a third party's like ours.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from o2o_diffusion.errors import InputError, nearest
+
+PACKAGE = Path(__file__).parent
+CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"
+"""In the wheel the configurations lie in the package, in a checkout beside it."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """A component's class and its settings."""
+
+    target: type
+    config: Any
+
+    def build(self, *args: Any, **kwargs: Any) -> Any:
+        """Construct the component."""
+        return self.target(self.config, *args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a run: its own, one component per group, and the whole as plain data that can be read again."""
+
+    run: Any
+    components: dict[str, Component]
+    plain: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Write everything as YAML; environment secrets stay unresolved."""
+        path.write_text(OmegaConf.to_yaml(OmegaConf.create(self.plain)))
+
+
+def compose(base: Path | str, run: type, groups: Sequence[str], overrides: Sequence[str] = ()) -> Settings:
+    """Settings of the file `base`, its groups' files and `overrides` ("key=value"), last wins.
+
+    `base` gives each group a name (`configs/<group>/<name>.yaml`), a path ending in .yaml, or the settings themselves.
+    Raises InputError, one line, for whatever is unknown or of the wrong type.
+    """
+    chosen = _load(Path(base))
+    given = _parse(overrides, groups)
+    if "experiment" in given:
+        experiment = _load(_find("experiment", str(given.pop("experiment"))))
+        chosen = OmegaConf.merge(chosen, experiment)
+    root = OmegaConf.structured(run)
+    OmegaConf.set_readonly(root, False)
+    targets = {}
+    for group in groups:
+        content = _group(group, chosen.get(group), given)
+        target = locate(str(content.pop("target", "")) or f"configs/{group}: 'target' is missing")
+        node = OmegaConf.structured(target.Config)  # type: ignore[attr-defined]
+        OmegaConf.set_readonly(node, False)
+        with open_dict(root):
+            root[group] = node
+        _merge(root[group], content, group)
+        targets[group] = target
+    for source in (chosen, given):
+        _merge(root, OmegaConf.create({k: v for k, v in source.items() if k not in groups}), "")
+    plain: dict[str, Any] = OmegaConf.to_container(root, resolve=False)  # type: ignore[assignment]
+    for group, target in targets.items():
+        plain[group] = {"target": f"{target.__module__}.{target.__qualname__}", **plain[group]}
+    try:
+        components = {name: Component(cls, OmegaConf.to_object(root[name])) for name, cls in targets.items()}
+        with open_dict(root):
+            for group in groups:
+                del root[group]
+        return Settings(OmegaConf.to_object(root), components, plain)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise InputError(f"settings: {str(error).splitlines()[0]}") from error
+
+
+def locate(target: str) -> type:
+    """The class named by a dotted path; InputError when there is none."""
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"target '{target}' is not a class that can be imported ({error})") from error
+
+
+def command_line(
+    description: str, base: str, run: type, groups: Sequence[str], argv: Sequence[str], flags: dict[str, str] | None = None
+) -> tuple[Settings | None, argparse.Namespace]:
+    """Parse a script's command line: `--<group> name`, `key=value` overrides, `--help` with every setting.
+
+    `flags` adds options that take an optional value (`--resume`). Returns None instead of settings when one is given.
+    """
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_help(base, run, groups),
+        usage="%(prog)s [--GROUP NAME ...] [setting=value ...]",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="setting=value", help="any setting listed below")
+    for group in (*groups, "experiment"):
+        parser.add_argument(f"--{group}", metavar="NAME", help=f"one of {', '.join(available(group)) or 'none yet'}")
+    for flag, text in (flags or {}).items():
+        parser.add_argument(f"--{flag}", nargs="?", const="auto", help=text)
+    arguments = parser.parse_intermixed_args(list(argv))
+    for flag in flags or {}:
+        if getattr(arguments, flag) is not None:
+            return None, arguments
+    named = [f"{g}={getattr(arguments, g)}" for g in (*groups, "experiment") if getattr(arguments, g) is not None]
+    return compose(CONFIGS / base, run, groups, [*named, *arguments.overrides]), arguments
+
+
+def available(group: str) -> list[str]:
+    """Names of the YAML files of a group."""
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+def main(function: Callable[[list[str]], int | None]) -> None:
+    """Run a script: a user's mistake is one line on stderr and exit code 2."""
+    try:
+        sys.exit(function(sys.argv[1:]))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def describe(cls: type, prefix: str = "") -> list[tuple[str, Any, str]]:
+    """(name, default, meaning) of every setting of a Config class, nested ones under their dotted names."""
+    rows = []
+    hints = get_type_hints(cls, include_extras=True)
+    for field in fields(cls):
+        default = field.default if field.default is not MISSING else field.default_factory()  # type: ignore[misc]
+        meaning = getattr(hints[field.name], "__metadata__", ("",))[0]
+        if is_dataclass(default) and not isinstance(default, type):
+            rows += describe(type(default), f"{prefix}{field.name}.")
+        else:
+            rows.append((prefix + field.name, default, meaning))
+    return rows
+
+
+def _help(base: str, run: type, groups: Sequence[str]) -> str:
+    chosen = _load(CONFIGS / base)
+    lines = ["settings (setting=value; default; meaning):"]
+    sections = [("", run, "")]
+    for group in groups:
+        content = _load(_find(group, str(chosen[group])))
+        sections.append((f"{group}.", locate(str(content.target)), str(chosen[group])))
+    for prefix, cls, name in sections:
+        if name:
+            lines += ["", f"{prefix[:-1]} = {name} ({cls.__doc__.splitlines()[0] if cls.__doc__ else ''})"]
+        config = cls.Config if prefix else cls  # type: ignore[attr-defined]
+        differences = _load(_find(prefix[:-1], name)) if prefix else chosen
+        for setting, default, meaning in describe(config, prefix):
+            value = OmegaConf.select(differences, setting.removeprefix(prefix), default=default)
+            shown = {None: "null", True: "true", False: "false"}.get(value, value) if value.__hash__ else value
+            lines.append(f"  {setting}={shown}".ljust(44) + f" {meaning}")
+    return "\n".join(lines)
+
+
+def _parse(overrides: Sequence[str], groups: Sequence[str]) -> DictConfig:
+    for override in overrides:
+        if "=" not in override.lstrip("="):
+            raise InputError(f"'{override}' is not of the form setting=value")
+    names = [o for o in overrides if o.split("=", 1)[0] in (*groups, "experiment")]
+    try:  # a component's name and its settings share a key, so they are kept apart
+        given = OmegaConf.from_dotlist([o for o in overrides if o not in names])
+    except (OmegaConfBaseException, ValueError) as error:
+        raise InputError(f"overrides {list(overrides)}: {str(error).splitlines()[0]}") from error
+    for override in names:
+        group, name = override.split("=", 1)
+        if group == "experiment":
+            given[group] = name
+        else:
+            given[group] = OmegaConf.merge({"name": name}, given.get(group) or {})
+    return given
+
+
+def _group(group: str, chosen: Any, given: DictConfig) -> DictConfig:
+    override = given.get(group) or OmegaConf.create({})
+    name = override.pop("name", None) or chosen
+    if name is None:
+        raise InputError(f"no {group} is chosen; one of {', '.join(available(group))}")
+    content = name if isinstance(name, DictConfig) else _load(_find(group, str(name)))
+    return OmegaConf.merge(content, override)  # type: ignore[return-value]
+
+
+def _find(group: str, name: str) -> Path:
+    path = Path(name) if name.endswith(".yaml") else CONFIGS / group / f"{name}.yaml"
+    if not path.is_file():
+        known = available(group)
+        raise InputError(f"unknown {group} '{name}'{nearest(name, known) or '; known: ' + ', '.join(known)}")
+    return path
+
+
+def _load(path: Path) -> DictConfig:
+    try:
+        content = OmegaConf.load(path)
+    except Exception as error:
+        raise InputError(f"{path}: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, DictConfig):
+        raise InputError(f"{path}: expected 'setting: value' lines")
+    return content
+
+
+def _merge(node: DictConfig, changes: DictConfig, prefix: str) -> None:
+    try:
+        OmegaConf.set_struct(node, True)
+        node.merge_with(changes)
+    except ConfigKeyError as error:
+        full = ".".join(part for part in (prefix, str(error.full_key or error.key)) if part)
+        full = str(error.full_key) if str(error.full_key).startswith(f"{prefix}.") else full
+        parent = OmegaConf.select(node._get_root(), full.rpartition(".")[0]) if "." in full else node  # type: ignore[arg-type]
+        known = [str(key) for key in parent] if isinstance(parent, DictConfig) else []
+        raise InputError(f"unknown setting '{full}'{nearest(full.rpartition('.')[2], known)}") from error
+    except OmegaConfBaseException as error:
+        full = str(error.full_key or prefix)
+        full = full if not prefix or full.startswith(f"{prefix}.") else f"{prefix}.{full}"
+        raise InputError(f"setting '{full}': {str(error).splitlines()[0]}") from error

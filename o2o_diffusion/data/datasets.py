@@ -1,0 +1,151 @@
+"""Any offline data as episodes: a Minari id or folder, a D4RL HDF5 file, an .npz table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from o2o_diffusion.data import local
+from o2o_diffusion.data.scores import ReferenceScores, reference_scores
+from o2o_diffusion.data.spaces import ActionBounds, choose_keys, flatten, observation_dim
+from o2o_diffusion.data.tables import read_table, split_table
+from o2o_diffusion.data.validation import check_flags, checked_episode
+from o2o_diffusion.envs import EnvironmentSpec
+from o2o_diffusion.errors import InputError, nearest
+from o2o_diffusion.types import Episode, TransitionSpec
+
+if TYPE_CHECKING:
+    from minari import EpisodeData
+
+FILES = (".hdf5", ".h5", ".npz")
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Episodes with what is known of the task they were recorded in.
+
+    `observation_keys` are the flattened fields of dict observations, in order; the environment must use the same.
+    `action_bounds` is the recorded box of the actions, None where a table does not tell (they are in [-1, 1]).
+    """
+
+    name: str
+    episodes: tuple[Episode, ...]
+    spec: TransitionSpec
+    observation_keys: tuple[str, ...] = ()
+    action_bounds: ActionBounds | None = None
+    environment: EnvironmentSpec | None = None
+    scores: ReferenceScores | None = None
+
+    @property
+    def num_transitions(self) -> int:
+        """Transitions of all episodes."""
+        return sum(len(episode) for episode in self.episodes)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the episodes' arrays, by which a resumed run knows its data."""
+        digest = hashlib.sha256()
+        for episode in self.episodes:
+            digest.update(b"%d%d" % (len(episode), episode.terminated))
+            for array in (episode.observations, episode.actions, episode.rewards):
+                digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
+
+
+def load_dataset(name: str) -> Dataset:
+    """The dataset that `name` means: a file by its suffix, an existing folder, else a Minari id.
+
+    A local path wins over an id, and a local copy over a download. Raises InputError where it is missing, damaged,
+    or breaks the conventions of `Episode`.
+    """
+    path = Path(name).expanduser()
+    if path.suffix in FILES:
+        return _load_table(path)
+    return _load_minari(path if path.is_dir() else local.fetch(name))
+
+
+def _load_table(path: Path) -> Dataset:
+    if not path.is_file():
+        names = [other.name for other in path.parent.glob("*")] if path.parent.is_dir() else []
+        raise InputError(f"no file {path}{nearest(path.name, names)}")
+    episodes, spec = split_table(path.name, read_table(path))
+    if not episodes:
+        raise InputError(f"{path} holds no transitions")
+    return Dataset(path.stem, episodes, spec)
+
+
+def _load_minari(folder: Path) -> Dataset:
+    data = folder / "data" if (folder / "data").is_dir() else folder
+    metadata = _metadata(data)
+    from minari import MinariDataset
+
+    try:
+        dataset = MinariDataset(data)
+        name = dataset.id
+        raw = list(_read_episodes(data, dataset))
+    except (AssertionError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"{data} is not a readable Minari dataset: {error}") from error
+    bounds = ActionBounds.of(dataset.action_space, name)
+    keys = choose_keys(episode.observations for episode in raw)
+    spec = TransitionSpec(observation_dim(dataset.observation_space, keys, name), len(bounds.low))
+    episodes = tuple(_episode(f"{name}: episode {n}", e, keys, spec, bounds) for n, e in enumerate(raw))
+    num_steps = sum(len(episode) for episode in episodes)
+    if not episodes or num_steps != metadata["total_steps"]:
+        raise InputError(f"{name}: {data} holds {num_steps} steps, its metadata says {metadata['total_steps']}")
+    environment = _environment(metadata)
+    scores = reference_scores(environment.id if environment else None, metadata)
+    return Dataset(name, episodes, spec, keys, bounds, environment, scores)
+
+
+def _metadata(data: Path) -> dict[str, Any]:
+    """Raw metadata; the spaces must be in it, because Minari would make the environment named there to find them."""
+    path = data / "metadata.json"
+    if not path.is_file():
+        raise InputError(f"{data.absolute()} is no Minari dataset: it has no metadata.json (nor data/metadata.json)")
+    try:
+        metadata = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    needed = ("observation_space", "action_space", "total_steps", "data_format", "dataset_id", "minari_version")
+    missing = [key for key in needed if key not in metadata]
+    if missing:
+        raise InputError(f"{path} has no {', '.join(missing)}")
+    return metadata
+
+
+def _read_episodes(data: Path, dataset: Any) -> Iterator[EpisodeData]:
+    """Episodes one by one, so that an unreadable one is named."""
+    for number, index in enumerate(dataset.episode_indices):
+        try:
+            yield dataset[number]
+        except Exception as error:  # damaged files fail in many ways
+            raise InputError(f"{data}: episode {index} cannot be read: {error}") from error
+
+
+def _episode(
+    where: str, episode: EpisodeData, keys: tuple[str, ...], spec: TransitionSpec, bounds: ActionBounds
+) -> Episode:
+    """A Minari episode; terminated as recorded, even where the time limit was reached in the same step."""
+    check_flags(where, len(episode.rewards), terminations=episode.terminations, truncations=episode.truncations)
+    try:
+        observations = flatten(episode.observations, keys)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{where}: observations with the fields {list(keys)} cannot be flattened: {error}") from error
+    terminated = bool(len(episode.rewards) and episode.terminations[-1])
+    arrays = (observations, np.asarray(episode.actions), np.asarray(episode.rewards))
+    return checked_episode(where, *arrays, terminated=terminated, spec=spec, bounds=bounds)
+
+
+def _environment(metadata: dict[str, Any]) -> EnvironmentSpec | None:
+    """The recorded environment: id, keyword arguments and step limit; whatever else the metadata names is ignored."""
+    if "env_spec" not in metadata:
+        return None
+    spec = json.loads(metadata["env_spec"])
+    return EnvironmentSpec(spec["id"], spec.get("kwargs") or {}, spec.get("max_episode_steps"))

@@ -1,0 +1,94 @@
+"""Flat tables of transitions: D4RL's HDF5 files and .npz files with the same keys, split into episodes."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from o2o_diffusion.data.validation import checked_episode
+from o2o_diffusion.errors import InputError
+from o2o_diffusion.types import Episode, TransitionSpec
+
+REQUIRED = ("observations", "actions", "rewards", "terminals", "timeouts")
+GAP = 1e-6
+"""Rows whose next observation differs by more from the following row's observation end an episode."""
+
+logger = logging.getLogger(__name__)
+
+
+def read_table(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a table by key, [rows, ...] each; raises InputError where the file is damaged or keys are missing.
+
+    `timeouts` is required: without it a time limit looks like a termination.
+    """
+    try:
+        table = _read_npz(path) if path.suffix == ".npz" else _read_hdf5(path)
+    except Exception as error:  # damaged files fail in many ways
+        raise InputError(f"{path} cannot be read: {error}") from error
+    missing = [key for key in REQUIRED if key not in table]
+    if missing:
+        raise InputError(
+            f"{path} has no {', '.join(missing)}; a table needs {', '.join(REQUIRED)} and may have next_observations"
+        )
+    rows = len(table["rewards"]) if table["rewards"].ndim else 0
+    for key, array in table.items():
+        if array.ndim not in ((2,) if key in ("observations", "next_observations", "actions") else (1,)):
+            hint = "; discrete actions are not supported" if key == "actions" else ""
+            raise InputError(f"{path}: {key} have shape {list(array.shape)}, expected [{rows}, width]{hint}")
+        if len(array) != rows:
+            raise InputError(f"{path}: {key} have {len(array)} rows, rewards have {rows}")
+    return table
+
+
+def split_table(name: str, table: dict[str, np.ndarray]) -> tuple[tuple[Episode, ...], TransitionSpec]:
+    """Episodes of a table, split at terminals, at timeouts, and where the next observation is not the next row's.
+
+    An episode is terminated by a terminal that is not a timeout. Without `next_observations` the last transition of
+    an episode that did not terminate has no next observation and is dropped; where it did terminate, the last
+    observation stands for the unknown next one, which no target reads. Both are told in one warning.
+    """
+    observations, following = table["observations"], table.get("next_observations")
+    timeouts = table["timeouts"].astype(bool)
+    terminals = table["terminals"].astype(bool) & ~timeouts
+    ends = terminals | timeouts
+    if following is not None:
+        ends[:-1] |= (np.abs(following[:-1] - observations[1:]) > GAP).any(axis=1)
+    ends[-1:] = True
+    stops = np.flatnonzero(ends) + 1
+    spec = TransitionSpec(observations.shape[1], table["actions"].shape[1])
+    episodes, num_dropped = [], 0
+    for number, (start, stop) in enumerate(zip(np.append(0, stops[:-1]), stops, strict=True)):
+        terminated, rows = bool(terminals[stop - 1]), slice(start, stop)
+        if following is not None:
+            last = following[stop - 1 : stop]
+        elif terminated:
+            last = observations[stop - 1 : stop]
+        else:
+            last, rows = observations[stop - 1 : stop], slice(start, stop - 1)
+            num_dropped += 1
+        if rows.stop > rows.start:
+            states = np.concatenate([observations[rows], last])
+            where = f"{name}: episode {number} (from row {start})"
+            arrays = (states, table["actions"][rows], table["rewards"][rows])
+            episodes.append(checked_episode(where, *arrays, terminated=terminated, spec=spec))
+    if following is None:
+        logger.warning(
+            "%s has no next_observations: the last transition of %d episodes that did not terminate is dropped, and "
+            "in %d that did the last observation stands for the next",
+            *(name, num_dropped, len(stops) - num_dropped),
+        )
+    return tuple(episodes), spec
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        return {key: file[key] for key in (*REQUIRED, "next_observations") if key in file}
+
+
+def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        return {key: np.asarray(file[key]) for key in (*REQUIRED, "next_observations") if key in file}

@@ -1,0 +1,94 @@
+"""What is checked where data enters, because nothing after it does: shapes, finite numbers, bounds, the environment.
+
+Each failure raises InputError: one line with dataset, episode, step and field.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from o2o_diffusion.data.spaces import ActionBounds
+from o2o_diffusion.errors import InputError
+from o2o_diffusion.types import Episode, TransitionSpec
+
+if TYPE_CHECKING:
+    from o2o_diffusion.data.datasets import Dataset
+    from o2o_diffusion.envs import AgentEnvironment
+
+TOLERANCE = 1e-3
+"""How far an action entry may lie outside [-1, 1] by rounding; it is clipped."""
+
+
+def checked_episode(
+    where: str,
+    observations: np.ndarray,
+    actions: np.ndarray,
+    rewards: np.ndarray,
+    *,
+    terminated: bool,
+    spec: TransitionSpec,
+    bounds: ActionBounds | None = None,
+) -> Episode:
+    """An episode in the package's conventions, from arrays as they were found.
+
+    Shapes: observations [T+1, observation_dim], actions [T, action_dim] in `bounds` ([-1, 1] where None), rewards [T].
+    `where` names dataset and episode. Raises InputError where lengths, widths, numbers or bounds are wrong.
+    """
+    if len(rewards) == 0:
+        raise InputError(f"{where} is empty")
+    observations = _checked(where, "observations", observations, (len(rewards) + 1, spec.observation_dim))
+    actions = _checked(where, "actions", actions, (len(rewards), spec.action_dim))
+    rewards = _checked(where, "rewards", rewards, (len(rewards),))
+    if bounds is not None:
+        actions = bounds.to_unit(actions)
+    outside = np.abs(actions) > 1 + TOLERANCE
+    if outside.any():
+        step, entry = np.argwhere(outside)[0]
+        value = actions[step, entry]
+        raise InputError(f"{where}, step {step}: entry {entry} of actions is {value:.4g}, expected in [-1, 1]")
+    return Episode(observations, actions.clip(-1, 1), rewards, bool(terminated))
+
+
+def check_flags(where: str, length: int, **flags: np.ndarray) -> None:
+    """Raises InputError unless each of an episode's `flags` ([T]) has its length and is set at the last step only."""
+    for field, array in flags.items():
+        if array.shape != (length,):
+            raise InputError(f"{where}: {field} have shape {list(array.shape)}, expected {[length]}")
+        if np.any(array[:-1]):
+            step = int(np.argmax(array))
+            raise InputError(f"{where}, step {step}: {field} is set before the episode's last step, {length - 1}")
+
+
+def check_environment(dataset: Dataset, environment: AgentEnvironment) -> None:
+    """Raises InputError unless the dataset's transitions could come from `environment`; both shapes are shown."""
+    name = environment.spec.id if environment.spec else "the environment"
+    observations, actions = environment.observation_space.shape, environment.action_space.shape
+    if observations != (dataset.spec.observation_dim,) or actions != (dataset.spec.action_dim,):
+        raise InputError(
+            f"{dataset.name}: observations [{dataset.spec.observation_dim}] and actions [{dataset.spec.action_dim}] do "
+            f"not fit {name}, which has observations {list(observations or ())} and actions {list(actions or ())}"
+        )
+    theirs, ours = environment.bounds, dataset.action_bounds
+    if ours is not None and not (np.allclose(ours.low, theirs.low) and np.allclose(ours.high, theirs.high)):
+        raise InputError(
+            f"{dataset.name}: actions between {ours.low.tolist()} and {ours.high.tolist()} do not fit {name}, which "
+            f"takes {theirs.low.tolist()} to {theirs.high.tolist()}"
+        )
+
+
+def _checked(where: str, field: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """`array` in float32, of `shape` and finite."""
+    if array.shape != shape:
+        raise InputError(f"{where}: {field} have shape {list(array.shape)}, expected {list(shape)}")
+    if not (np.issubdtype(array.dtype, np.number) or array.dtype == np.bool_):
+        raise InputError(f"{where}: {field} are {array.dtype}, expected numbers")
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(array, dtype=np.float32)
+    finite = np.isfinite(array)
+    if not finite.all():
+        step, *entry = np.argwhere(~finite)[0].tolist()
+        place = f"entry {entry[0]} of {field}" if entry else field
+        raise InputError(f"{where}, step {step}: {place} is {array[(step, *entry)]}, expected a finite float32 number")
+    return array

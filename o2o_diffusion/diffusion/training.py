@@ -1,0 +1,53 @@
+"""Training of a denoiser: label dropout, cosine learning rate, clipped steps, averaged weights."""
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+from o2o_diffusion.optimization import Optimizer, Stateful, polyak_update
+
+
+def drop_labels(labels: Tensor, uniform: Tensor, *, null: int, probability: float) -> Tensor:
+    """`labels` [B], null where `uniform` [B] < `probability`, so that one network learns both densities."""
+    return torch.where(uniform < probability, null, labels)
+
+
+def cosine_learning_rate(learning_rate: float, step: int, num_steps: int) -> float:
+    """The rate of step `step` of `num_steps`, falling from `learning_rate` to 0."""
+    return learning_rate * (1 + math.cos(math.pi * min(step / num_steps, 1.0))) / 2
+
+
+def average_decay(decay: float, num_averages: int) -> float:
+    """Decay of the `num_averages`-th (from 0) averaging: short runs must be followed by their average too."""
+    return min(decay, (1 + num_averages) / (10 + num_averages))
+
+
+class DenoiserTraining(Stateful):
+    """The weights in training beside their running average, which is what is sampled and saved.
+
+    Settings of SynthER (arXiv 2303.06614): Adam with betas (0.9, 0.99), gradient norm at most 1.
+    """
+
+    counters = ("num_done", "num_steps")
+
+    def __init__(self, average: nn.Module, *, learning_rate: float, decay: float = 0.995, average_interval: int = 10):
+        self.learning_rate, self.decay, self.average_interval = learning_rate, decay, average_interval
+        self.begin(average, num_steps=1)
+
+    def begin(self, average: nn.Module, num_steps: int) -> None:
+        """Begin `num_steps` steps from the averaged weights, with a fresh optimiser and a full learning rate."""
+        self.num_done, self.num_steps = 0, num_steps
+        self.network = copy.deepcopy(average)
+        self.optimizer = Optimizer(self.network.parameters(), self.learning_rate, max_grad_norm=1.0, betas=(0.9, 0.99))
+
+    def step(self, loss: Tensor, average: nn.Module) -> Tensor:
+        """One step on `loss` of `network`, which `average` follows now and then; returns the loss, detached."""
+        self.optimizer.set_learning_rate(cosine_learning_rate(self.learning_rate, self.num_done, self.num_steps))
+        loss = self.optimizer.step(loss)
+        self.num_done += 1
+        if self.num_done % self.average_interval == 0:
+            decay = average_decay(self.decay, self.num_done // self.average_interval - 1)
+            polyak_update(average, self.network, 1 - decay)
+        return loss

@@ -1,0 +1,250 @@
+"""The loop: collect, refresh the generator when due, sample, update, evaluate, checkpoint.
+
+It knows no component by name. A run is a sequence of ticks, each one update, one environment step, one evaluation or
+one step of a refresh; between any two of them it can be saved, and a restored run goes on to the same weights.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from o2o_diffusion.checkpoint import save_checkpoint
+from o2o_diffusion.data.replay import Replay
+from o2o_diffusion.distributed import agree, gather, num_processes, rank, shard
+from o2o_diffusion.evaluation import Evaluator
+from o2o_diffusion.interaction import Interaction
+from o2o_diffusion.logger import Logger
+from o2o_diffusion.optimization import Stateful
+from o2o_diffusion.protocols import Budget, Generator, Learner, Phase, Sampler
+from o2o_diffusion.types import Episode, Source, Transitions
+
+
+class Finetuning(Stateful):
+    """One run: a learner's phases on a replay, with a generator and a sampler.
+
+    `interrupted` is asked between ticks; when it says yes the run is saved and `run` returns False. `facts` is saved
+    with the state: what a resumed run must find again.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """The run's own settings."""
+
+        seed: Annotated[int, "decides everything random in the run"] = 0
+        discount: Annotated[float, "of future rewards"] = 0.99
+        pretrain_updates: Annotated[int, "offline updates"] = 20_000
+        online_steps: Annotated[int, "environment steps of fine-tuning, warm-up included"] = 10_000
+        warmup_steps: Annotated[int, "environment steps at the switch that are only collected, nothing is trained"] = 1_000
+        updates_per_step: Annotated[int, "updates after every environment step"] = 1
+        online_capacity: Annotated[int, "rows of the online ring"] = 1_000_000
+        eval_interval: Annotated[int, "environment steps between evaluations"] = 1_000
+        eval_episodes: Annotated[int, "episodes of an evaluation on the way"] = 10
+        final_eval_episodes: Annotated[int, "episodes of the evaluations at the switch and at the end"] = 20
+        log_interval: Annotated[int, "updates between lines of metrics"] = 500
+        checkpoint_interval: Annotated[int, "ticks (updates and environment steps) between checkpoints"] = 20_000
+        keep_checkpoints: Annotated[int, "newest checkpoints to keep; 0: all"] = 1
+        pretrained: Annotated[str | None, "folder of a pretraining run whose learner to start from"] = None
+        output: Annotated[str | None, "folder of the run; null: a new one under runs/"] = None
+        threads: Annotated[int, "threads per process; 0: the cores divided by the processes"] = 0
+
+    counters = (
+        "phase", "owed", "phase_steps", "updates", "env_steps", "ticks", "refresh_left", "refresh_total", "last_refresh", "refreshes",
+        "generated_rows", "evaluated_at", "evaluations", "seconds", "facts",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        learner: Learner,
+        generator: Generator,
+        sampler: Sampler,
+        replay: Replay,
+        interaction: Interaction,
+        evaluator: Evaluator | None,
+        logger: Logger,
+        folder: Path,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+        interrupted: Callable[[], bool] = lambda: False,
+        facts: dict[str, Any] | None = None,
+    ):
+        self.config, self.folder, self.autocast, self.interrupted = config, folder, autocast, interrupted
+        self.facts = facts or {}
+        self.learner, self.generator, self.sampler, self.replay = learner, generator, sampler, replay
+        self.interaction, self.evaluator, self.logger = interaction, evaluator, logger
+        budget = Budget(config.pretrain_updates, config.online_steps, config.warmup_steps, config.updates_per_step)
+        self.phases = learner.phases(budget)
+        self.total_steps = sum(phase.env_steps for phase in self.phases)
+        self.phase = -1
+        self.owed = self.phase_steps = self.updates = self.env_steps = self.ticks = 0
+        self.refresh_left = self.refresh_total = self.refreshes = self.generated_rows = 0
+        self.last_refresh, self.evaluated_at = -1, [-1, -1]
+        self.evaluations: list[dict[str, Any]] = []
+        self.seconds: dict[str, float] = {}
+
+    def run(self) -> bool:
+        """Go on to the end; returns False when interrupted. The last state is saved either way."""
+        while self.phase < len(self.phases):
+            if self._stop():
+                self.save()
+                return False
+            self.tick()
+            if self.ticks % self.config.checkpoint_interval == 0:
+                self.save()
+        self.save()
+        return True
+
+    def tick(self) -> None:
+        """The one thing that is due."""
+        phase = self.phases[self.phase] if self.phase >= 0 else Phase("start")
+        self.ticks += 1
+        if self.refresh_left > 0:
+            self._timed("generator", self.refresh)
+        elif self.owed > 0:
+            self._timed(phase.name, self.update, phase)
+        elif self.evaluation_due(phase):
+            self._timed("evaluation", self.evaluate, phase)
+        elif self.refresh_due(phase):
+            self._timed("generator", self.begin_refresh)
+        elif self.phase_steps < phase.env_steps:
+            self._timed("environment", self.collect, phase)
+        else:
+            self.begin_phase()
+
+    def skip_offline_phases(self, updates: int) -> None:
+        """Begin where the learner acts: it was pretrained elsewhere, with `updates` updates."""
+        self.phases = tuple(phase for phase in self.phases if phase.env_steps)
+        self.updates = updates
+
+    def begin_phase(self) -> None:
+        """Go on to the learner's next phase."""
+        self.phase += 1
+        if self.phase == len(self.phases):
+            return
+        phase = self.phases[self.phase]
+        self.phase_steps, self.owed = 0, phase.updates
+        self.sampler.begin_phase(phase.shares.with_generated(self.generator.generated))
+        self.learner.begin_phase(phase, self.replay)
+
+    def update(self, phase: Phase) -> None:
+        """One update of the learner on one batch; the run's reward transform is applied here."""
+        with self.autocast():
+            metrics = self.sampler.update(self.replay, self.learner)
+            batch = shard(self.sampler.sample(self.replay, self.learner.batch_size * num_processes()))
+            metrics |= self.learner.update(batch.where(rewards=self.replay.transform(batch.rewards)))
+        self.owed -= 1
+        self.updates += 1
+        if self.updates % self.config.log_interval == 0:
+            self.log(phase.name, metrics)
+        if phase.env_steps == 0:
+            self.logger.progress(phase.name, phase.updates - self.owed, phase.updates)
+
+    def collect(self, phase: Phase) -> None:
+        """One step of the environment into the replay."""
+        if not self.interaction.under_way:
+            self.learner.begin_episode()
+            self.interaction.begin_episode()
+        episode = self.interaction.step(self.learner, self.replay)
+        self.phase_steps += 1
+        self.env_steps += 1
+        if phase.learns:
+            self.owed += phase.cadence.owed(self.phase_steps, len(episode) if episode else None)
+        if episode is not None:
+            self.end_episode(episode)
+        score = f"{self.evaluations[-1]['score']:.1f}" if self.evaluations else "-"
+        shown = {"score": score, "return": f"{self.interaction.last_return:.0f}"}
+        self.logger.progress("fine-tuning", self.env_steps, self.total_steps, **shown)
+
+    def end_episode(self, episode: Episode) -> None:
+        """Tell the learner and the log."""
+        self.learner.end_episode(episode)
+        self.log("episode", {"return": float(episode.rewards.sum()), "length": float(len(episode))})
+
+    def refresh_due(self, phase: Phase) -> bool:
+        """Whether the generator should be trained on what the replay holds now."""
+        if self.generator.num_samples == 0 or not phase.learns or not self.phase_steps < phase.env_steps:
+            return False
+        waited = self.env_steps - self.last_refresh if self.last_refresh >= 0 else self.generator.refresh_interval
+        return len(self.replay.online) >= self.generator.first_refresh and waited >= self.generator.refresh_interval
+
+    def begin_refresh(self) -> None:
+        """Prepare the generator's updates, which are ticks of their own."""
+        self.generator.begin_refresh(self.replay, self.learner)
+        self.refresh_left = self.refresh_total = self.generator.num_updates
+        self.last_refresh = self.env_steps
+
+    def refresh(self) -> None:
+        """One update of the generator; after the last one its rows replace the generated pools."""
+        with self.autocast():
+            metrics = self.generator.update(self.replay, self.learner)
+        self.refresh_left -= 1
+        self.logger.progress(
+            f"refresh {self.refreshes + 1}", self.refresh_total - self.refresh_left, self.refresh_total
+        )
+        if self.refresh_left > 0:
+            return
+        self.refreshes += 1
+        counts = generated_counts(self.generator)
+        self.replay.replace_generated({source: self.generate(source, count) for source, count in counts.items()})
+        self.generated_rows += self.generator.num_samples
+        self.log("refresh", metrics)
+
+    def generate(self, source: Source, count: int) -> Transitions:
+        """`count` new rows of one label; each process makes its part and gets the others'."""
+        with self.autocast():
+            part = self.generator.sample(
+                math.ceil(count / num_processes()), source=source, replay=self.replay, agent=self.learner
+            )
+        return part.map(gather)[:count]
+
+    def evaluation_due(self, phase: Phase) -> bool:
+        """At the switch, every `eval_interval` environment steps, and at the end."""
+        if self.phase < 0 or self.evaluated_at == [self.updates, self.env_steps]:
+            return False
+        if phase.env_steps == 0:
+            following = self.phases[self.phase + 1 :]
+            return not following or following[0].env_steps > 0
+        return self.env_steps % self.config.eval_interval == 0 or self.env_steps == self.total_steps
+
+    def evaluate(self, phase: Phase) -> None:
+        """Score the deterministic policy on the evaluation environments."""
+        self.evaluated_at = [self.updates, self.env_steps]
+        if self.evaluator is None:
+            return
+        at_end = self.env_steps in (0, self.total_steps)
+        result = self.evaluator(self.learner, self.config.final_eval_episodes if at_end else self.config.eval_episodes)
+        where = {"phase": phase.name, "updates": self.updates, "env_steps": self.env_steps}
+        self.evaluations.append({**where, **result.summary()})
+        self.log("evaluation", result.summary())
+
+    def log(self, kind: str, metrics: Mapping[str, Any]) -> None:
+        """One line of metrics."""
+        self.logger.log({"kind": kind, **metrics}, updates=self.updates, env_steps=self.env_steps)
+
+    def save(self) -> None:
+        """Write a checkpoint from which `load_state_dict` continues."""
+        if rank() == 0:
+            save_checkpoint(
+                self.folder / "checkpoints", self.ticks, self.state_dict(), keep=self.config.keep_checkpoints
+            )
+
+    def _stop(self) -> bool:
+        if num_processes() > 1 and self.ticks % 64:  # asking the others costs a message
+            return False
+        return agree(self.interrupted(), self.replay.memory["rewards"].device)
+
+    def _timed(self, part: str, action: Callable[..., None], *args: Any) -> None:
+        start = time.perf_counter()
+        action(*args)
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+
+
+def generated_counts(generator: Generator) -> dict[Source, int]:
+    """Rows to draw per label after a refresh."""
+    online = round(generator.num_samples * generator.generated.online)
+    counts = {Source.GENERATED_OFFLINE: generator.num_samples - online, Source.GENERATED_ONLINE: online}
+    return {source: count for source, count in counts.items() if count}

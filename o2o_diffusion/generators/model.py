@@ -1,0 +1,146 @@
+"""What a diffusion generator saves: network, normaliser, column layout and limits, in diffusers' folder format."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor
+
+from o2o_diffusion.data.replay import Pool
+from o2o_diffusion.diffusion.preconditioning import precondition
+from o2o_diffusion.errors import InputError
+from o2o_diffusion.networks.residual_mlp import ResidualMLP
+from o2o_diffusion.types import TransitionSpec
+
+MANIFEST = "sha256.json"
+MAX_REWARD_VALUES = 8
+"""Rewards with at most so many distinct values are sparse: generated ones are snapped to them (a default of ours)."""
+
+
+class TransitionDenoiser(ModelMixin, ConfigMixin):
+    """Denoises normalised flat rows [s, a, r, s', termination]; config and buffers hold all that sampling needs.
+
+    Buffers, by column: mean and std of the normaliser (terminations 0 and 1: not normalised), low and high of
+    what may be generated. `reward_values` holds the distinct rewards where they are few, NaN elsewhere; `label_rows`
+    the number of rows of each label that the model was last fitted on. `columns` is the width of each field, in order.
+    """
+
+    mean: Tensor
+    std: Tensor
+    low: Tensor
+    high: Tensor
+    reward_values: Tensor
+    label_rows: Tensor
+
+    @register_to_config
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        columns: dict[str, int],
+        labels: Sequence[str] = ("offline", "online"),
+        width: int = 256,
+        depth: int = 4,
+        embedding_dim: int = 128,
+        sigma_data: float = 1.0,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        rho: float = 7.0,
+    ):
+        super().__init__()
+        dim = sum(columns.values())
+        self.network = ResidualMLP(dim, width=width, depth=depth, embedding_dim=embedding_dim, num_labels=len(labels))
+        self.sigma_data, self.sigma_min, self.sigma_max, self.rho = sigma_data, sigma_min, sigma_max, rho
+        self.null_label = len(labels)
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("std", torch.ones(dim))
+        self.register_buffer("low", torch.full((dim,), -torch.inf))
+        self.register_buffer("high", torch.full((dim,), torch.inf))
+        self.register_buffer("reward_values", torch.full((MAX_REWARD_VALUES,), torch.nan))
+        self.register_buffer("label_rows", torch.zeros(len(labels), dtype=torch.int64))
+
+    @classmethod
+    def create(cls, spec: TransitionSpec, *, width: int, depth: int, embedding_dim: int) -> "TransitionDenoiser":
+        """A new model for the rows of `spec`."""
+        columns = {name: where.stop - where.start for name, where in spec.columns.items()}
+        return cls(
+            spec.observation_dim, spec.action_dim, columns, width=width, depth=depth, embedding_dim=embedding_dim
+        )
+
+    @property
+    def spec(self) -> TransitionSpec:
+        """The dimensions that the model was made for."""
+        return TransitionSpec(self.config["observation_dim"], self.config["action_dim"])
+
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+        """[B, row_dim] expected clean rows of normalised `x` with noise `sigma` (scalar or [B, 1])."""
+        return precondition(self.network, self.sigma_data)(x, sigma, labels)
+
+    def normalize(self, rows: Tensor) -> Tensor:
+        """Raw rows with zero mean and unit standard deviation per column."""
+        return (rows - self.mean) / self.std
+
+    @torch.no_grad()
+    def fit(self, pools: Sequence[Pool], *, margin: float = 0.05) -> None:
+        """Fit normaliser and limits to the `pools` (one for each label) that hold rows, each weighing the same.
+
+        Standard deviations are at least 1e-3. Limits are the observed range and `margin` of it at either end; actions
+        lie in [-1, 1].
+        """
+        self.label_rows.copy_(torch.tensor([len(pool) for pool in pools]))
+        held = [pool for pool in pools if len(pool)]
+        for name, where in self.spec.columns.items():
+            fields = [pool.fields[name][: len(pool)].reshape(len(pool), -1) for pool in held]
+            mean = torch.stack([field.mean(0) for field in fields]).mean(0)
+            variance = torch.stack([(field - mean).square().mean(0) for field in fields]).mean(0)
+            low = torch.stack([field.amin(0) for field in fields]).amin(0)
+            high = torch.stack([field.amax(0) for field in fields]).amax(0)
+            slack = margin * (high - low)
+            self.mean[where], self.std[where] = mean, variance.sqrt().clamp(min=1e-3)
+            self.low[where], self.high[where] = low - slack, high + slack
+        terminations, actions = self.spec.columns["terminations"], self.spec.columns["actions"]
+        self.mean[terminations], self.std[terminations] = 0.0, 1.0
+        self.low[actions], self.high[actions] = -1.0, 1.0
+        values = torch.cat([pool.fields["rewards"][: len(pool)] for pool in held]).unique()
+        self.reward_values.fill_(torch.nan)
+        if len(values) <= MAX_REWARD_VALUES:
+            self.reward_values[: len(values)] = values
+
+    def postprocess(self, x: Tensor) -> Tensor:
+        """Raw rows of normalised `x`, made valid: finite only (so there may be fewer) and within the limits.
+
+        Terminations become 0 or 1 (threshold 0.5), sparse rewards the nearest value seen.
+        """
+        rows = x * self.std + self.mean
+        rows = rows[rows.isfinite().all(1)]
+        terminations, rewards = self.spec.columns["terminations"], self.spec.columns["rewards"]
+        ended = (rows[:, terminations] > 0.5).float()
+        rows = rows.clamp(self.low, self.high)
+        rows[:, terminations] = ended
+        values = self.reward_values[self.reward_values.isfinite()]
+        if len(values):
+            rows[:, rewards] = values[(rows[:, rewards] - values).abs().argmin(1)][:, None]
+        return rows
+
+
+def write_manifest(folder: Path) -> None:
+    """Write the sha256 of every file of `folder` beside them; a flipped bit in weights is otherwise silent."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != MANIFEST)
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    (folder / MANIFEST).write_text(json.dumps(digests, indent=2) + "\n")
+
+
+def check_manifest(folder: Path) -> None:
+    """Raise InputError when `folder` is no saved generator, or a file is missing or was altered."""
+    if not (folder / MANIFEST).is_file():
+        raise InputError(f"{folder} is not a saved generator: it has no {MANIFEST}")
+    for name, digest in json.loads((folder / MANIFEST).read_text()).items():
+        path = folder / name
+        if not path.is_file():
+            raise InputError(f"saved generator {folder}: {name} is missing")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            raise InputError(f"saved generator {folder}: {name} was altered since it was saved (sha256 differs)")

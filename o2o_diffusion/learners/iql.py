@@ -1,0 +1,96 @@
+"""Implicit Q-learning (Kostrikov et al., 2021), https://arxiv.org/abs/2110.06169."""
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from o2o_diffusion.learners.base import BaseLearner
+from o2o_diffusion.networks.actors import Gaussian, GaussianActor
+from o2o_diffusion.networks.critics import Critic, Value
+from o2o_diffusion.optimization import Optimizer, polyak_update
+from o2o_diffusion.types import Metrics, Transitions
+
+MAX_WEIGHT = 100.0
+
+
+def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
+    """|expectile - 1[difference < 0]| * difference^2, elementwise (equation 5)."""
+    return torch.where(difference < 0, 1 - expectile, expectile) * difference.square()
+
+
+class IQL(BaseLearner):
+    """Learns from dataset actions only; the same objective, at the same constant rates, offline and online.
+
+    Advantage-weighted regression is the policy improvement itself, not a constraint beside it, so that no loss here
+    is multiplied by `batch.regularization`.
+    """
+
+    @dataclass(frozen=True)
+    class Config(BaseLearner.Config):
+        """Defaults are the paper's for locomotion; AntMaze has expectile 0.9 and inverse temperature 10."""
+
+        expectile: Annotated[float, "expectile of Q that V regresses on, in (0, 1)"] = 0.7
+        inverse_temperature: Annotated[float, "sharpness of the advantage weights: 0 clones, more improves"] = 3.0
+        dropout: Annotated[float, "rate in the actor's hidden layers; 0.1 for Adroit and Kitchen"] = 0.0
+
+    config: Config
+
+    def build(self) -> None:
+        """An actor, a value, two critics with targets."""
+        c, dims = self.config, (self.spec.observation_dim, self.spec.action_dim)
+        self.actor = self.build_actor().to(self.device)
+        self.value = Value(self.spec.observation_dim, c.hidden).to(self.device)
+        self.critic = Critic(*dims, c.hidden).to(self.device)
+        self.target_critic = deepcopy(self.critic).requires_grad_(False)
+        self.actor_optimizer = Optimizer(self.actor.parameters(), c.learning_rate)
+        self.value_optimizer = Optimizer(self.value.parameters(), c.learning_rate)
+        self.critic_optimizer = Optimizer(self.critic.parameters(), c.learning_rate)
+
+    def build_actor(self) -> GaussianActor:
+        """The policy network."""
+        c = self.config
+        return GaussianActor(self.spec.observation_dim, self.spec.action_dim, c.hidden, dropout=c.dropout)
+
+    def value_loss(self, batch: Transitions, target_q: Tensor) -> Tensor:
+        """E[L^expectile(min Q'(s, a) - V(s))]."""
+        return (batch.weights * expectile_loss(target_q - self.value(batch.observations), self.config.expectile)).mean()
+
+    def actor_loss(self, batch: Transitions, target_q: Tensor) -> Tensor:
+        """-E[min(exp(inverse_temperature * A(s, a)), 100) log pi(a|s)], A = min Q'(s, a) - V(s)."""
+        weights = self.advantage_weights(batch, target_q, self.config.inverse_temperature)
+        log_prob = self.actor(batch.observations, noise=self.noise).log_prob(batch.actions)
+        return -(batch.weights * weights * log_prob).mean()
+
+    def critic_loss(self, batch: Transitions) -> Tensor:
+        """E[(r + discount * V(s') - Q(s, a))^2], summed over the ensemble."""
+        with torch.no_grad():
+            target_q = batch.rewards + self.config.discount * batch.continues * self.value(batch.next_observations)
+        q = self.critic(batch.observations, batch.actions)  # [E, B]
+        return (batch.weights * (q - target_q).square()).sum(0).mean()
+
+    @torch.no_grad()
+    def advantage_weights(self, batch: Transitions, target_q: Tensor, inverse_temperature: Tensor | float) -> Tensor:
+        """[B], min(exp(inverse_temperature * A), 100)."""
+        advantages = target_q - self.value(batch.observations)
+        return (inverse_temperature * advantages).exp().clamp(max=MAX_WEIGHT)
+
+    def update(self, batch: Transitions) -> Metrics:
+        """Value, actor with the new value, critics with the new value, targets: the order of the authors' code."""
+        with torch.no_grad():
+            target_q = self.target_critic(batch.observations, batch.actions).amin(0)
+        value_loss = self.value_optimizer.step(self.value_loss(batch, target_q))
+        metrics = self.update_actor(batch, target_q)
+        critic_loss = self.critic_optimizer.step(self.critic_loss(batch))
+        polyak_update(self.target_critic, self.critic, self.config.tau)
+        return {"value_loss": value_loss, "critic_loss": critic_loss, "target_q": target_q.mean()} | metrics
+
+    def update_actor(self, batch: Transitions, target_q: Tensor) -> Metrics:
+        """One step of the policy."""
+        return {"actor_loss": self.actor_optimizer.step(self.actor_loss(batch, target_q))}
+
+    def policy(self, observations: Tensor) -> Gaussian:
+        """The actor's distribution of actions."""
+        return self.actor(observations)

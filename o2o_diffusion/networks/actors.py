@@ -1,0 +1,144 @@
+"""Stochastic policies and the distributions they return.
+
+The distributions are small classes of our own: `torch.distributions` broadcasts and checks at every construction, and
+its squashed Gaussian loses precision where |action| approaches 1.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from o2o_diffusion.data.normalizer import Normalizer
+from o2o_diffusion.distributed import Noise
+from o2o_diffusion.networks.mlp import MLP, RELU_GAIN
+
+LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+MAX_ACTION = 1 - 1e-5  # where atanh is still accurate in float32; dataset actions are clipped to it
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """N(mean, diag exp(log_std)^2): mean [B, A]; log_std [B, A] or [A]."""
+
+    mean: Tensor
+    log_std: Tensor
+
+    @property
+    def mode(self) -> Tensor:
+        """[B, A], the most probable actions."""
+        return self.mean
+
+    def sample(self, noise: Noise) -> Tensor:
+        """[B, A], differentiable in the parameters; not bounded."""
+        return self.mean + self.log_std.exp() * noise.normal(*self.mean.shape)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """[B] log-density of `actions` [B, A]."""
+        z = (actions - self.mean) * (-self.log_std).exp()
+        return -(0.5 * z.square() + self.log_std + LOG_SQRT_2PI).sum(-1)
+
+
+@dataclass(frozen=True)
+class TanhGaussian:
+    """tanh(u), u ~ `base`; densities are those of the squashed variable, in (-1, 1)."""
+
+    base: Gaussian
+
+    @property
+    def mode(self) -> Tensor:
+        """[B, A], tanh of the underlying mean."""
+        return self.base.mean.tanh()
+
+    def sample(self, noise: Noise) -> Tensor:
+        """[B, A] in [-1, 1], differentiable in the parameters."""
+        return self.base.sample(noise).tanh()
+
+    def sample_with_log_prob(self, noise: Noise) -> tuple[Tensor, Tensor]:
+        """Samples [B, A] and their log-densities [B], exact even where tanh rounds to 1."""
+        u = self.base.sample(noise)
+        return u.tanh(), self._log_prob(u)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """[B] log-density of `actions` [B, A], clipped to +-(1 - 1e-5) where the density is not finite."""
+        return self._log_prob(actions.clamp(-MAX_ACTION, MAX_ACTION).atanh())
+
+    def _log_prob(self, u: Tensor) -> Tensor:
+        # log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)) has no cancellation
+        return self.base.log_prob(u) - 2 * (math.log(2) - u - F.softplus(-2 * u)).sum(-1)
+
+
+class GaussianActor(nn.Module):
+    """IQL's policy N(tanh(mlp(s)), diag sigma^2): un-squashed, with a sigma that doesn't depend on the state.
+
+    The tanh bounds the mean only, so there is no Jacobian; samples must be clipped. `context_dim` numbers may be
+    given beside the observation; they are not normalised.
+    """
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        hidden: Sequence[int],
+        *,
+        context_dim: int = 0,
+        dropout: float = 0.0,
+        log_std_range: tuple[float, float] = (-5.0, 2.0),
+    ):
+        super().__init__()
+        self.normalizer = Normalizer(observation_dim)
+        self.mlp = MLP(observation_dim + context_dim, hidden, action_dim, dropout=dropout)
+        self.log_std = nn.Parameter(torch.zeros(action_dim))
+        self.log_std_range = log_std_range
+
+    def forward(self, observations: Tensor, context: Tensor | None = None, *, noise: Noise | None = None) -> Gaussian:
+        """[B, observation_dim] (and [B, context_dim]) -> distribution of actions; `noise` turns dropout on."""
+        x = self.normalizer(observations)
+        if context is not None:
+            x = torch.cat([x, context], dim=-1)
+        return Gaussian(self.mlp(x, noise).tanh(), self.log_std.clamp(*self.log_std_range))
+
+
+class TanhGaussianActor(nn.Module):
+    """SAC's policy tanh(N(mean(s), diag sigma(s)^2)); `state_dependent_std=False` makes sigma one vector (FamO2O).
+
+    `output_gain` scales the last layer's initial weights; small ones start with mean 0 and sigma 1 in every state.
+    """
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        hidden: Sequence[int],
+        *,
+        state_dependent_std: bool = True,
+        log_std_range: tuple[float, float] = (-20.0, 2.0),
+        output_gain: float = RELU_GAIN,
+    ):
+        super().__init__()
+        self.normalizer = Normalizer(observation_dim)
+        outputs = 2 * action_dim if state_dependent_std else action_dim
+        self.mlp = MLP(observation_dim, hidden, outputs, output_gain=output_gain)
+        self.log_std = None if state_dependent_std else nn.Parameter(torch.zeros(action_dim))
+        self.log_std_range = log_std_range
+
+    def forward(self, observations: Tensor) -> TanhGaussian:
+        """[B, observation_dim] -> distribution of actions."""
+        outputs = self.mlp(self.normalizer(observations))
+        mean, log_std = outputs.chunk(2, dim=-1) if self.log_std is None else (outputs, self.log_std)
+        return TanhGaussian(Gaussian(mean, log_std.clamp(*self.log_std_range)))
+
+
+class Temperature(nn.Module):
+    """A positive multiplier, learned through its logarithm; 1 at first."""
+
+    def __init__(self):
+        super().__init__()
+        self.log = nn.Parameter(torch.zeros(()))
+
+    def forward(self) -> Tensor:
+        """The multiplier, a scalar."""
+        return self.log.exp()

@@ -1,0 +1,96 @@
+"""Multi-layer perceptrons, single or as an ensemble evaluated in one batched product per layer."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from o2o_diffusion.distributed import Noise
+
+RELU_GAIN = math.sqrt(2)
+
+
+class EnsembleLinear(nn.Module):
+    """E affine maps side by side: weight [E, in, out], bias [E, 1, out]."""
+
+    def __init__(self, ensemble_size: int, in_features: int, out_features: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(ensemble_size, in_features, out_features))
+        self.bias = nn.Parameter(torch.empty(ensemble_size, 1, out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in] (the same for every member) or [E, B, in] -> [E, B, out]."""
+        return torch.baddbmm(self.bias, x.expand(len(self.weight), -1, -1), self.weight)
+
+
+class EnsembleLayerNorm(nn.Module):
+    """Layer normalisation with a scale and a shift for each of E members."""
+
+    def __init__(self, ensemble_size: int, dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(ensemble_size, 1, dim))
+        self.bias = nn.Parameter(torch.zeros(ensemble_size, 1, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[E, B, dim] -> [E, B, dim]."""
+        return torch.addcmul(self.bias, F.layer_norm(x, x.shape[-1:]), self.weight)
+
+
+class MLP(nn.Module):
+    """ReLU network with orthogonal weights (gain sqrt 2 on every layer, as in IQL's code) and zero biases.
+
+    [B, input_dim] -> [B, output_dim], or [E, B, output_dim] when `ensemble_size` is given. Layer normalisation stands
+    after hidden layers only, never on the input: normalising raw actions is unstable.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        hidden: Sequence[int],
+        output_dim: int,
+        *,
+        ensemble_size: int | None = None,
+        layer_norm: bool = False,
+        dropout: float = 0.0,
+        output_gain: float = RELU_GAIN,
+    ):
+        super().__init__()
+        widths = [input_dim, *hidden, output_dim]
+        gains = [RELU_GAIN] * len(hidden) + [output_gain]
+        self.layers = nn.ModuleList(
+            orthogonal(linear(fan_in, fan_out, ensemble_size), gain)
+            for fan_in, fan_out, gain in zip(widths[:-1], widths[1:], gains, strict=True)
+        )
+        self.norms = nn.ModuleList(norm(width, ensemble_size) if layer_norm else nn.Identity() for width in hidden)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
+        """Drops hidden units only when `noise` is given, so that acting and evaluation never do."""
+        *hidden, output = self.layers
+        for layer, norm in zip(hidden, self.norms, strict=True):
+            x = F.relu(norm(layer(x)))
+            if self.dropout and noise is not None:
+                kept = noise.uniform(len(x), *x.shape[1:]) >= self.dropout
+                x = x * kept / (1 - self.dropout)
+        return output(x)
+
+
+def linear(fan_in: int, fan_out: int, ensemble_size: int | None) -> nn.Module:
+    """One affine map, or an ensemble of them."""
+    return nn.Linear(fan_in, fan_out) if ensemble_size is None else EnsembleLinear(ensemble_size, fan_in, fan_out)
+
+
+def norm(width: int, ensemble_size: int | None) -> nn.Module:
+    """Layer normalisation of one network, or of an ensemble."""
+    return nn.LayerNorm(width) if ensemble_size is None else EnsembleLayerNorm(ensemble_size, width)
+
+
+def orthogonal(layer: nn.Module, gain: float) -> nn.Module:
+    """`layer` with orthogonal weights (each member of an ensemble its own) and zero biases."""
+    weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
+    for matrix in weight.data if weight.ndim == 3 else [weight.data]:
+        nn.init.orthogonal_(matrix, gain)
+    nn.init.zeros_(bias)
+    return layer

@@ -1,0 +1,83 @@
+"""Gradient steps averaged over processes, target averaging, and state that saves itself."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from o2o_diffusion.distributed import average
+
+
+class Optimizer:
+    """Adam for one group of parameters; every gradient step of the package goes through `step`.
+
+    A loss is differentiated with respect to these parameters only, so that it cannot leak into another network.
+    Gradients are averaged over processes explicitly, because learners call much more than `forward`.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        learning_rate: float,
+        *,
+        max_grad_norm: float | None = None,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ):
+        self.parameters = list(parameters)
+        self.max_grad_norm = max_grad_norm
+        self.adam = torch.optim.Adam(self.parameters, lr=learning_rate, betas=betas, fused=True)
+
+    def step(self, loss: Tensor) -> Tensor:
+        """Descend `loss` once; returns it detached."""
+        gradients = torch.autograd.grad(loss, self.parameters)
+        average(gradients)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        if self.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """The rate of the steps to come."""
+        for group in self.adam.param_groups:
+            group["lr"] = learning_rate
+
+    def state_dict(self) -> dict:
+        """Adam's moments and rates."""
+        return self.adam.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from `state`."""
+        self.adam.load_state_dict(state)
+
+
+@torch.no_grad()
+def polyak_update(target: nn.Module, source: nn.Module, tau: float) -> None:
+    """target <- (1 - tau) target + tau source, for every parameter."""
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
+
+
+class Stateful:
+    """Saves and restores every attribute that has a state of its own, and the plain numbers named in `counters`."""
+
+    counters: tuple[str, ...] = ()
+
+    def state_dict(self) -> dict:
+        """States of networks, optimisers, noise and counters, by attribute name."""
+        states = {name: part.state_dict() for name, part in self._parts()}
+        return states | {name: getattr(self, name) for name in self.counters}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from `state`; raises ValueError when it was made by a component with other parts."""
+        expected = {name for name, _ in self._parts()} | set(self.counters)
+        if expected != set(state):
+            raise ValueError(f"state of {type(self).__name__} has parts {sorted(state)}, expected {sorted(expected)}")
+        for name, part in self._parts():
+            part.load_state_dict(state[name])
+        for name in self.counters:
+            setattr(self, name, state[name])
+
+    def _parts(self):
+        return [(name, part) for name, part in vars(self).items() if hasattr(part, "state_dict")]

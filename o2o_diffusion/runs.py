@@ -1,0 +1,265 @@
+"""From settings to a run in its folder: build everything once, show the plan, run, and write what it found."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from o2o_diffusion.checkpoint import load_checkpoint
+from o2o_diffusion.config import CONFIGS, PACKAGE, Settings, compose
+from o2o_diffusion.data.replay import Replay
+from o2o_diffusion.distributed import num_processes
+from o2o_diffusion.errors import InputError
+from o2o_diffusion.evaluation import Evaluator
+from o2o_diffusion.finetuning import Finetuning, generated_counts
+from o2o_diffusion.hardware import choose_matmul, set_threads
+from o2o_diffusion.interaction import Interaction
+from o2o_diffusion.logger import Logger
+from o2o_diffusion.protocols import Generator, Learner, Sampler
+from o2o_diffusion.report import save_curve, save_summary, show_plan, show_summary, summarize
+from o2o_diffusion.tasks import Task
+from o2o_diffusion.types import Source
+
+GROUPS = ("task", "generator", "sampler", "learner", "logger")
+SETTINGS, SUMMARY = "settings.yaml", "summary.json"
+SEEDS = ("learner", "generator", "sampler", "environment", "evaluation")
+
+
+class Interruption:
+    """Ctrl-C and SIGTERM ask the run to save and leave; the second one leaves at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+class Run:
+    """A run in its folder, new or resumed."""
+
+    def __init__(self, settings: Settings, folder: Path | None = None):
+        self.settings, self.config = settings, settings.run
+        Logger.check(settings.components["logger"].config)
+        tracker = settings.components["logger"].config.tracker
+        resumed = load_checkpoint(folder / "checkpoints") if folder else None
+        self.folder = folder or new_folder(settings)
+        self.accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(), log_with=tracker, project_dir=str(self.folder)
+        )
+        self.threads = set_threads(self.config.threads)
+        self.matmul = choose_matmul()
+        with self.accelerator.main_process_first():
+            self.task: Task = settings.components["task"].build()
+        self.loop = self._loop()
+        if resumed is not None:
+            self._resume(resumed)
+        elif self.config.pretrained is not None:
+            self._start_from(Path(self.config.pretrained))
+
+    @classmethod
+    def resume(cls, where: str) -> "Run":
+        """The interrupted run in the folder `where`, or with "auto" the newest one under runs/."""
+        folder = newest_unfinished() if where == "auto" else Path(where)
+        if not (folder / SETTINGS).is_file():
+            raise InputError(f"--resume {folder}: no {SETTINGS} there; expected the folder of a run")
+        return cls(compose(folder / SETTINGS, Finetuning.Config, GROUPS), folder)
+
+    def execute(self) -> int:
+        """Show the plan, run to the end or an interruption, write and show the result; returns the exit code."""
+        main = self.accelerator.is_main_process
+        if main:
+            self.settings.save(self.folder / SETTINGS)
+            show_plan(self.plan())
+        self.loop.interrupted = Interruption()
+        start = time.perf_counter()
+        finished = self.loop.run()
+        self.loop.seconds["total"] = self.loop.seconds.get("total", 0.0) + time.perf_counter() - start
+        self.loop.logger.close()
+        if main and finished:
+            self._report()
+        elif main:
+            print(f"interrupted; continue with: --resume {self.folder}")
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        return 0 if finished else 130
+
+    def plan(self) -> dict[str, str]:
+        """What is going to be done, for the header."""
+        loop, components = self.loop, self.settings.components
+        steps = " + ".join(
+            f"{phase.updates:,} updates ({phase.name})" if phase.updates else f"{phase.env_steps:,} steps ({phase.name})"
+            for phase in loop.phases
+        )
+        pools = ", ".join(f"{len(pool):,} {source.name.lower()}" for source, pool in loop.replay.pools.items() if len(pool))
+        return {
+            "task": self.task.description,
+            "score": self.task.scores.unit,
+            "rows": pools or "none yet",
+            "reward": f"{self.task.transform.scale:.4g} * r + {self.task.transform.bias:.4g} for the learner",
+            "learner": components["learner"].target.__name__,
+            "generator": components["generator"].target.__name__,
+            "plan": steps,
+            "processes": f"{num_processes()} on {self.accelerator.device.type}, {self.threads} threads each,"
+            f" precision {self.accelerator.mixed_precision}, matrix products '{self.matmul}'",
+            "expected": f"about {self.expected_seconds() / 60:.0f} minutes",
+            "configurations": f"{CONFIGS} (package {PACKAGE})",
+            "output": str(self.folder),
+        }
+
+    def expected_seconds(self) -> float:
+        """Estimate from a few updates of throwaway components; environment and evaluation by rule of thumb."""
+        loop = self.loop
+        learner, generator = self._component("learner"), self._component("generator")
+        learner.begin_phase(loop.phases[0], loop.replay)
+        sampler = self._component("sampler")
+        batch = sampler.sample(loop.replay, learner.batch_size) if len(loop.replay.offline) else None
+        if batch is None:
+            return loop.total_steps * self.config.updates_per_step * 0.01
+        per_update = _seconds(lambda: learner.update(batch))
+        updates = sum(phase.updates + phase.cadence.updates * phase.env_steps // phase.cadence.steps for phase in loop.phases)
+        refreshing = 0.0
+        if generator.num_samples and loop.total_steps > generator.first_refresh:
+            generator.begin_refresh(loop.replay, learner)
+            refreshes = 1 + (loop.total_steps - 1 - generator.first_refresh) // generator.refresh_interval
+            refreshing = refreshes * generator.num_updates * _seconds(lambda: generator.update(loop.replay, learner))
+        evaluations = 2 + loop.total_steps // self.config.eval_interval
+        steps = loop.total_steps + evaluations * self.config.eval_episodes * 500
+        return updates * per_update + refreshing + steps * 2e-4
+
+    def _loop(self) -> Finetuning:
+        config, components, task = self.config, self.settings.components, self.task
+        device = self.accelerator.device
+        generator: Generator = self._component("generator")
+        capacities = {Source.OFFLINE: sum(len(episode) for episode in task.dataset.episodes)}
+        capacities[Source.ONLINE] = max(1, min(config.online_capacity, config.online_steps))
+        replay = Replay(
+            task.dataset.spec,
+            capacities | generated_counts(generator),
+            transform=task.transform,
+            discount=config.discount,
+            failure_reward=task.config.failure_reward,
+            device=device,
+        )
+        replay.load(task.dataset.episodes)
+        main = self.accelerator.is_main_process
+        environment = task.make_environment() if main else None
+        evaluator = Evaluator(task, seed=self._seed("evaluation"), device=device) if main else None
+        return Finetuning(
+            config,
+            learner=self._component("learner"),
+            generator=generator,
+            sampler=self._component("sampler"),
+            replay=replay,
+            interaction=Interaction(environment, task.dataset.spec, seed=self._seed("environment"), device=device),
+            evaluator=evaluator,
+            logger=Logger(components["logger"].config, self.folder, self.accelerator, self.settings.plain),
+            folder=self.folder,
+            autocast=self.accelerator.autocast,
+            facts={"dataset": task.dataset.fingerprint, "matmul": self.matmul, "threads": self.threads},
+        )
+
+    def _component(self, group: str) -> Any:
+        seed, device = self._seed(group), self.accelerator.device
+        return self.settings.components[group].build(self.task.dataset.spec, seed=seed, device=device)
+
+    def _seed(self, part: str) -> int:
+        """Parts of a run have seeds of their own, so that one more draw in one does not change the others."""
+        return int(np.random.SeedSequence([self.config.seed, SEEDS.index(part)]).generate_state(1)[0] % 2**31)
+
+    def _resume(self, state: dict[str, Any]) -> None:
+        self._check_dataset(state, self.folder)
+        self.loop.load_state_dict(state)
+        self.loop.facts = state["facts"]
+        torch.set_float32_matmul_precision(state["facts"]["matmul"])
+        torch.set_num_threads(state["facts"]["threads"])
+
+    def _start_from(self, folder: Path) -> None:
+        """Take over the learner of a pretraining run made with the same learner settings on the same data."""
+        state = load_checkpoint(folder / "checkpoints")
+        self._check_dataset(state, folder)
+        theirs = compose(folder / SETTINGS, Finetuning.Config, GROUPS).components["learner"]
+        if theirs != self.settings.components["learner"]:
+            raise InputError(f"setting 'pretrained': {folder} has learner {theirs.config}, expected this run's settings")
+        self.loop.learner.load_state_dict(state["learner"])
+        self.loop.skip_offline_phases(state["updates"])
+
+    def _check_dataset(self, state: dict[str, Any], folder: Path) -> None:
+        if state["facts"]["dataset"] != self.task.dataset.fingerprint:
+            raise InputError(f"{folder}: the dataset {self.task.dataset.name} is not the one this run was made with")
+
+    def _report(self) -> None:
+        loop, folder = self.loop, self.folder
+        run = {
+            "env_steps": loop.env_steps,
+            "updates": loop.updates,
+            "refreshes": loop.refreshes,
+            "generated_rows": loop.generated_rows,
+            "seed": self.config.seed,
+            "seconds": loop.seconds,
+        }
+        summary = summarize(loop.evaluations, run)
+        save_summary(summary, folder / SUMMARY)
+        title = f"{self.task.dataset.name}: {' + '.join(self.settings.components[g].target.__name__ for g in ('generator', 'learner'))}"
+        save_curve(loop.evaluations, title, folder / "curve.png")
+        paths = {"settings": folder / SETTINGS, "metrics": folder / "metrics.jsonl", "summary": folder / SUMMARY}
+        paths |= {"learning curve": folder / "curve.png", "checkpoint": folder / "checkpoints"}
+        if hasattr(loop.generator, "save_pretrained") and loop.refreshes:
+            loop.generator.save_pretrained(folder / "generator")
+            paths["generator"] = folder / "generator"
+        show_summary(summary, paths)
+
+
+def new_folder(settings: Settings) -> Path:
+    """The folder of a new run, made now; raises InputError when it can't be, or already holds a run."""
+    config, components = settings.run, settings.components
+    parts = [components[group].target.__name__.lower() for group in ("generator", "learner")]
+    name = "_".join([Path(components["task"].config.dataset or "scratch").name, *parts, f"seed{config.seed}"])
+    folder = Path(config.output) if config.output else _free(Path("runs") / name)
+    if (folder / SETTINGS).exists() and not config.output is None:
+        raise InputError(f"output '{folder}' already holds a run; choose another, or continue it with --resume {folder}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"output '{folder}' can't be written: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"output '{folder}' can't be written: permission denied")
+    return folder
+
+
+def newest_unfinished() -> Path:
+    """The newest run under runs/ that has a checkpoint and no summary."""
+    found = [path.parent for path in Path("runs").glob(f"*/{SETTINGS}") if not (path.parent / SUMMARY).exists()]
+    found = [folder for folder in found if (folder / "checkpoints").is_dir()]
+    if not found:
+        raise InputError("--resume auto: no interrupted run under runs/")
+    return max(found, key=lambda folder: (folder / "checkpoints").stat().st_mtime)
+
+
+def _free(folder: Path) -> Path:
+    number, free = 1, folder
+    while free.exists():
+        number += 1
+        free = folder.with_name(f"{folder.name}-{number}")
+    return free
+
+
+def _seconds(action: Any, repeats: int = 20) -> float:
+    action()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        action()
+    return (time.perf_counter() - start) / repeats

@@ -1,0 +1,97 @@
+"""Batches mixed from the four pools by share: the reweighting sampler of CFDG (arXiv 2508.06806, section 3.3)."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from o2o_diffusion.data.replay import Replay
+from o2o_diffusion.distributed import Noise
+from o2o_diffusion.optimization import Stateful
+from o2o_diffusion.protocols import Agent, Shares
+from o2o_diffusion.types import Metrics, Source, Transitions, TransitionSpec
+
+
+class Mixture(Stateful):
+    """Each pool's share of a batch, exact over time, shuffled.
+
+    The online shares grow with the online pool, `min(1, |online| / ramp)`, and the rest goes to offline: a few online
+    rows are not repeated a hundred times. An empty pool gives its share to the others in proportion, and where
+    all of them want nothing, offline (or else online) rows fill the batch. `ramp: 0` gives the paper's fixed shares.
+    Learners without offline rows never get any.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """What the user sets here wins over what learner and generator ask for."""
+
+        ramp: Annotated[int, "online rows at which the online shares reach their full size; 0: at once"] = 50_000
+        offline: Annotated[float | None, "share of offline rows; null: as learner and generator ask"] = None
+        online: Annotated[float | None, "share of online rows; null: as learner and generator ask"] = None
+        generated_offline: Annotated[float | None, "share of generated rows with the offline label; null: as asked"] = None
+        generated_online: Annotated[float | None, "share of generated rows with the online label; null: as asked"] = None
+
+    def __init__(self, config: Config, spec: TransitionSpec, *, seed: int, device: torch.device | str = "cpu"):
+        self.config = config
+        self.noise = Noise(seed, "cpu")
+        self.shares = Shares(offline=1.0)
+        self.carry = [0.0] * len(Source)
+
+    counters = ("carry",)
+
+    def begin_phase(self, shares: Shares) -> None:
+        """Draw by `shares` from now on, except where the settings say otherwise."""
+        self.shares = shares
+
+    def update(self, replay: Replay, agent: Agent) -> Metrics:
+        """Nothing to learn."""
+        return {}
+
+    def sample(self, replay: Replay, batch_size: int) -> Transitions:
+        """[batch_size] rows with raw rewards; the same on every process."""
+        shares = self.effective(replay)
+        generator = self.noise.generator
+        if self.shares.whole_batches:
+            counts = [0] * len(Source)
+            counts[int(torch.multinomial(shares, 1, generator=generator))] = batch_size
+        else:
+            counts = self._counts(shares, batch_size)
+        pools = torch.repeat_interleave(torch.arange(len(Source)), torch.tensor(counts))
+        sizes = torch.tensor([len(replay.pools[source]) for source in Source])
+        rows = (torch.rand(batch_size, generator=generator, dtype=torch.float64) * sizes[pools]).long()
+        order = torch.randperm(batch_size, generator=generator)
+        device = replay.memory["rewards"].device
+        return replay.gather(rows[order].to(device), pools[order].to(device))
+
+    def effective(self, replay: Replay) -> Tensor:
+        """[4] shares after settings, ramp and empty pools; they sum to 1. Raises ValueError when every pool is empty."""
+        chosen = [getattr(self.config, source.name.lower()) for source in Source]
+        shares = torch.tensor(
+            [self.shares.of(s) if c is None else c for s, c in zip(Source, chosen, strict=True)], dtype=torch.float64
+        )
+        fullness = min(1.0, len(replay.online) / self.config.ramp) if self.config.ramp else 1.0
+        if shares[Source.OFFLINE] > 0:
+            for source in (Source.ONLINE, Source.GENERATED_ONLINE):
+                shares[Source.OFFLINE] += shares[source] * (1 - fullness)
+                shares[source] *= fullness
+        held = torch.tensor([float(len(replay.pools[source]) > 0) for source in Source], dtype=torch.float64)
+        available = shares * held
+        if available.sum() == 0:
+            available = held * torch.tensor([1.0, 1.0 - held[Source.OFFLINE], 0.0, 0.0], dtype=torch.float64)
+        if available.sum() == 0:
+            raise ValueError("the replay holds neither offline nor online rows")
+        return available / available.sum()
+
+    def _counts(self, shares: Tensor, batch_size: int) -> list[int]:
+        """Rows per pool; what rounding takes from a pool now it gets back later, so that shares are exact over time."""
+        wanted = [batch_size * share + carry for share, carry in zip(shares.tolist(), self.carry, strict=True)]
+        counts = [max(0, int(number)) if share > 0 else 0 for number, share in zip(wanted, shares.tolist(), strict=True)]
+        while sum(counts) < batch_size:
+            behind = max(range(len(counts)), key=lambda i: (shares[i] > 0, wanted[i] - counts[i]))
+            counts[behind] += 1
+        while sum(counts) > batch_size:
+            ahead = min((i for i in range(len(counts)) if counts[i]), key=lambda i: wanted[i] - counts[i])
+            counts[ahead] -= 1
+        self.carry = [w - c if share > 0 else 0.0 for w, c, share in zip(wanted, counts, shares.tolist(), strict=True)]
+        return counts

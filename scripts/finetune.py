@@ -1,0 +1,17 @@
+"""Fine-tune a policy online from an offline dataset: pretrain, train a generator, fine-tune on the mixture, evaluate."""
+
+from o2o_diffusion.config import command_line, main
+from o2o_diffusion.finetuning import Finetuning
+from o2o_diffusion.runs import GROUPS, Run
+
+
+def finetune(argv: list[str]) -> int:
+    """Start a run, or continue one with `--resume [auto|DIR]`."""
+    flags = {"resume": "continue an interrupted run: its folder, or auto for the newest"}
+    settings, arguments = command_line(__doc__, "finetune.yaml", Finetuning.Config, GROUPS, argv, flags)
+    run = Run.resume(arguments.resume) if settings is None else Run(settings)
+    return run.execute()
+
+
+if __name__ == "__main__":
+    main(finetune)

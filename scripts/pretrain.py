@@ -1,0 +1,17 @@
+"""Pretrain a learner offline; later fine-tuning runs start from the result with `pretrained=<folder>`."""
+
+from o2o_diffusion.config import command_line, main
+from o2o_diffusion.finetuning import Finetuning
+from o2o_diffusion.runs import GROUPS, Run
+
+
+def pretrain(argv: list[str]) -> int:
+    """The offline phases of the main job, and nothing else."""
+    flags = {"resume": "continue an interrupted run: its folder, or auto for the newest"}
+    settings, arguments = command_line(__doc__, "pretrain.yaml", Finetuning.Config, GROUPS, argv, flags)
+    run = Run.resume(arguments.resume) if settings is None else Run(settings)
+    return run.execute()
+
+
+if __name__ == "__main__":
+    main(pretrain)

@@ -1,0 +1,93 @@
+import torch
+from test_iql import batch
+
+from o2o_diffusion.data.replay import Replay
+from o2o_diffusion.learners.sac import SAC
+from o2o_diffusion.protocols import Budget
+from o2o_diffusion.samplers.mixture import Mixture
+from o2o_diffusion.types import Source, Transitions, TransitionSpec
+
+SPEC = TransitionSpec(3, 2)
+RLPD = {"ensemble_size": 10, "layer_norm": True, "mean_q": True, "actor_interval": 20, "pretrain": False}
+
+
+def learner(**settings):
+    return SAC(SAC.Config(**({"hidden": (32, 32)} | settings)), SPEC, seed=0)
+
+
+def test_critic_target_with_and_without_entropy():
+    b = batch()
+    for entropy_backup in (True, False):
+        sac = learner(entropy_backup=entropy_backup)
+        state = sac.noise.state_dict()
+        loss = sac.critic_loss(b)
+        sac.noise.load_state_dict(state)
+        next_actions, log_prob = sac.policy(b.next_observations).sample_with_log_prob(sac.noise)
+        next_v = sac.target_critic(b.next_observations, next_actions).amin(0) - entropy_backup * log_prob
+        y = (b.rewards + 0.99 * (1 - b.terminations) * next_v).detach()
+        torch.testing.assert_close(loss, ((sac.critic(b.observations, b.actions) - y) ** 2).sum(0).mean())
+
+
+def test_subsets_are_drawn_without_replacement_and_differ():
+    sac, q = learner(ensemble_size=10), torch.arange(10.0)[:, None]
+    drawn = [tuple(sorted(sac.subset(q)[:, 0].tolist())) for _ in range(200)]
+    assert all(len(set(pair)) == 2 for pair in drawn) and len(set(drawn)) > 30
+
+
+def test_actor_loss_uses_minimum_or_mean():
+    b = batch()
+    for mean_q, reduce in ((False, lambda q: q.amin(0)), (True, lambda q: q.mean(0))):
+        sac = learner(ensemble_size=3, mean_q=mean_q)
+        state = sac.noise.state_dict()
+        loss, log_prob = sac.actor_loss(b)
+        sac.noise.load_state_dict(state)
+        actions = sac.policy(b.observations).sample(sac.noise)
+        torch.testing.assert_close(loss, (log_prob - reduce(sac.critic(b.observations, actions))).mean())
+
+
+def test_target_entropy_counts_action_dimensions():
+    sac, b = learner(target_entropy=-0.5), batch()
+    loss = sac.temperature_loss(b, torch.full((64,), 3.0))
+    torch.testing.assert_close(loss, torch.tensor(-3.0 + 0.5 * 2))  # entropy -3, target -1, temperature 1
+
+
+def test_actor_waits_for_its_interval():
+    sac = learner(actor_interval=3)
+    assert ["actor_loss" in sac.update(batch()) for _ in range(6)] == [False, False, True] * 2
+
+
+def test_uniform_actions_at_the_start_only():
+    sac = learner(random_steps=1000)
+    first = sac.act(torch.zeros(1000, 3))
+    assert abs(first.mean()) < 0.05 and abs(first.var() - 1 / 3) < 0.02
+    assert torch.equal(sac.act(torch.zeros(1, 3), deterministic=True), sac.policy(torch.zeros(1, 3)).mode)
+    assert sac.num_actions == 1000
+    sac.act(torch.zeros(1, 3))
+    assert sac.num_actions == 1000
+
+
+def test_rlpd_draws_half_and_half_without_pretraining():
+    sac = learner(**RLPD)
+    (warmup, finetune) = sac.phases(Budget(pretrain_updates=100, online_steps=50, warmup_steps=10, updates_per_step=20))
+    assert (warmup.name, warmup.env_steps, warmup.learns) == ("warmup", 10, False)
+    assert (finetune.env_steps, finetune.cadence.updates) == (40, 20)
+    replay = Replay(SPEC, {Source.OFFLINE: 500, Source.ONLINE: 500})
+    replay.offline.append(batch(500))
+    replay.online.append(batch(7))
+    sampler = Mixture(Mixture.Config(ramp=0), SPEC, seed=0)
+    sampler.begin_phase(finetune.shares)
+    for _ in range(20):
+        sources = sampler.sample(replay, 256).sources
+        assert (sources == Source.OFFLINE).sum() == (sources == Source.ONLINE).sum() == 128
+
+
+def test_learns_the_best_action_of_a_bandit():
+    # reward -(a - 0.6)^2 after one step: the optimum is 0.6
+    sac = learner(learning_rate=3e-3, target_entropy=-3.0)
+    states = torch.zeros(64, 3)
+    for _ in range(300):
+        actions = sac.act(states)
+        rewards = -(actions - 0.6).square().sum(1)
+        sac.update(Transitions.create(states, actions, rewards, states, torch.ones(64)))
+    assert (sac.act(states[:1], deterministic=True) - 0.6).abs().max() < 0.1
+    assert sac.temperature() < 0.5
