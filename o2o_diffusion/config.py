@@ -104,7 +104,7 @@ def command_line(
     parser = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=_help(base, run, groups),
+        epilog=_help(base, run, groups) if {"-h", "--help"} & set(argv) else None,
         usage="%(prog)s [--GROUP NAME ...] [setting=value ...]",
     )
     parser.add_argument("overrides", nargs="*", metavar="setting=value", help="any setting listed below")
@@ -159,12 +159,18 @@ def _help(base: str, run: type, groups: Sequence[str]) -> str:
         if name:
             lines += ["", f"{prefix[:-1]} = {name} ({cls.__doc__.splitlines()[0] if cls.__doc__ else ''})"]
         config = cls.Config if prefix else cls  # type: ignore[attr-defined]
-        differences = _load(_find(prefix[:-1], name)) if prefix else chosen
+        differences = OmegaConf.to_container(_load(_find(prefix[:-1], name)) if prefix else chosen)
         for setting, default, meaning in describe(config, prefix):
-            value = OmegaConf.select(differences, setting.removeprefix(prefix), default=default)
-            shown = {None: "null", True: "true", False: "false"}.get(value, value) if value.__hash__ else value
-            lines.append(f"  {setting}={shown}".ljust(44) + f" {meaning}")
+            value = differences.get(setting.removeprefix(prefix), default)  # type: ignore[union-attr]
+            lines.append(f"  {setting}={_shown(value)}".ljust(48) + f" {meaning}")
     return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    """`value` as one would write it on the command line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return "{...}" if isinstance(value, dict) else str(list(value) if isinstance(value, tuple) else value)
 
 
 def _parse(overrides: Sequence[str], groups: Sequence[str]) -> DictConfig:

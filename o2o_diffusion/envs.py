@@ -1,4 +1,4 @@
-"""Environments as agents see them: float32 vectors in, actions in [-1, 1] out, made from a dataset's own specification."""
+"""Environments as agents see them: float32 vectors in, actions in [-1, 1] out, as a dataset specifies them."""
 
 from __future__ import annotations
 
@@ -93,8 +93,9 @@ def _register() -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """No notices of versions and deprecations while an environment is made, nor the log file MuJoCo writes them to."""
-    import mujoco
+    import mujoco as module
 
+    mujoco: Any = module  # its stubs lack these functions
     before = mujoco.get_mju_user_warning()
     mujoco.set_mju_user_warning(lambda message: None)
     try:

@@ -4,7 +4,6 @@ It knows no component by name. A run is a sequence of ticks, each one update, on
 one step of a refresh; between any two of them it can be saved, and a restored run goes on to the same weights.
 """
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -14,7 +13,7 @@ from typing import Annotated, Any
 
 from o2o_diffusion.checkpoint import save_checkpoint
 from o2o_diffusion.data.replay import Replay
-from o2o_diffusion.distributed import agree, gather, num_processes, rank, shard
+from o2o_diffusion.distributed import agree, num_processes, rank, shard
 from o2o_diffusion.evaluation import Evaluator
 from o2o_diffusion.interaction import Interaction
 from o2o_diffusion.logger import Logger
@@ -190,16 +189,13 @@ class Finetuning(Stateful):
         self.refreshes += 1
         counts = generated_counts(self.generator)
         self.replay.replace_generated({source: self.generate(source, count) for source, count in counts.items()})
-        self.generated_rows += self.generator.num_samples
+        self.generated_rows += sum(len(self.replay.pools[source]) for source in counts)
         self.log("refresh", metrics)
 
     def generate(self, source: Source, count: int) -> Transitions:
-        """`count` new rows of one label; each process makes its part and gets the others'."""
+        """`count` new rows of one label."""
         with self.autocast():
-            part = self.generator.sample(
-                math.ceil(count / num_processes()), source=source, replay=self.replay, agent=self.learner
-            )
-        return part.map(gather)[:count]
+            return self.generator.sample(count, source=source, replay=self.replay, agent=self.learner)
 
     def evaluation_due(self, phase: Phase) -> bool:
         """At the switch, every `eval_interval` environment steps, and at the end."""

@@ -107,7 +107,7 @@ class Run:
         pools = ", ".join(f"{len(pool):,} {source.name.lower()}" for source, pool in loop.replay.pools.items() if len(pool))
         return {
             "task": self.task.description,
-            "score": self.task.scores.unit,
+            "score": self.task.scores.source if self.task.scores else "raw return or success rate",
             "rows": pools or "none yet",
             "reward": f"{self.task.transform.scale:.4g} * r + {self.task.transform.bias:.4g} for the learner",
             "learner": components["learner"].target.__name__,
@@ -157,7 +157,7 @@ class Run:
         replay.load(task.dataset.episodes)
         main = self.accelerator.is_main_process
         environment = task.make_environment() if main else None
-        evaluator = Evaluator(task, seed=self._seed("evaluation"), device=device) if main else None
+        evaluator = self._evaluator() if main else None
         return Finetuning(
             config,
             learner=self._component("learner"),
@@ -170,6 +170,16 @@ class Run:
             folder=self.folder,
             autocast=self.accelerator.autocast,
             facts={"dataset": task.dataset.fingerprint, "matmul": self.matmul, "threads": self.threads},
+        )
+
+    def _evaluator(self) -> Evaluator:
+        return Evaluator(
+            self.task.environment,
+            self.task.dataset.observation_keys,
+            episodes=self.config.final_eval_episodes,
+            seed=self._seed("evaluation"),
+            references=self.task.scores,
+            device=self.accelerator.device,
         )
 
     def _component(self, group: str) -> Any:

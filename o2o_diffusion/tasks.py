@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from o2o_diffusion.data.datasets import Dataset, load_dataset
-from o2o_diffusion.data.local import is_local
+from o2o_diffusion.data.local import local_ids
 from o2o_diffusion.data.recording import Recording, record
 from o2o_diffusion.data.scores import reference_scores
 from o2o_diffusion.data.validation import check_environment
@@ -41,9 +41,8 @@ class Task:
         if config.reward not in REWARDS:
             raise InputError(f"setting 'task.reward': '{config.reward}' is not one of {', '.join(REWARDS)}")
         self.config = config
-        self.recorded = config.recording is not None and config.dataset is not None and not is_local(config.dataset)
-        if self.recorded:
-            print(f"dataset {config.dataset} is missing: recording it")
+        if config.recording is not None and config.dataset is not None and config.dataset not in local_ids():
+            print(f"dataset {config.dataset} is missing: recording it", flush=True)
             record(config.recording, config.dataset)
         dataset = load_dataset(config.dataset) if config.dataset else None
         self.environment = self._environment(dataset)

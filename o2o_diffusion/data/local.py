@@ -38,7 +38,8 @@ def folder_of(dataset_id: str) -> Path:
 def local_ids() -> list[str]:
     """Ids of the datasets in the store."""
     found = store().glob("**/data/metadata.json")
-    return sorted(path.parent.parent.relative_to(store()).as_posix() for path in found)
+    names = (path.parent.parent.relative_to(store()).as_posix() for path in found)
+    return sorted(name for name in names if ID.fullmatch(name))
 
 
 def fetch(dataset_id: str) -> Path:

@@ -70,7 +70,7 @@ def test_rates_never_change():
 
 def test_learns_the_better_action_of_a_bandit():
     # two dataset actions, +-0.5, of which +0.5 pays 1 and -0.5 nothing
-    iql = learner(learning_rate=3e-3, inverse_temperature=10.0, expectile=0.5)
+    iql = learner(learning_rate=3e-3, inverse_temperature=10.0, expectile=0.5, tau=0.02)
     g = torch.Generator().manual_seed(0)
     for _ in range(200):
         good = torch.rand(64, generator=g) < 0.3

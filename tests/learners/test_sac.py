@@ -83,9 +83,9 @@ def test_rlpd_draws_half_and_half_without_pretraining():
 
 def test_learns_the_best_action_of_a_bandit():
     # reward -(a - 0.6)^2 after one step: the optimum is 0.6
-    sac = learner(learning_rate=3e-3, target_entropy=-3.0)
+    sac = learner(learning_rate=3e-3, target_entropy=-3.0, tau=0.02)
     states = torch.zeros(64, 3)
-    for _ in range(300):
+    for _ in range(400):
         actions = sac.act(states)
         rewards = -(actions - 0.6).square().sum(1)
         sac.update(Transitions.create(states, actions, rewards, states, torch.ones(64)))

@@ -1,0 +1,1 @@
+"""Policies that record data: no training is needed to run them."""
