@@ -115,7 +115,7 @@ def main() -> None:
     for _ in range(arguments.rounds + 1):
         for name, (update, precision) in runs.items():
             rates[name].append(updates_per_second(update, precision, batch, arguments.updates))
-    medians = {name: statistics.median(rate[1:]) for name, rate in rates.items()}  # the first round warms up
+    medians = {name: round(statistics.median(rate[1:]), 1) for name, rate in rates.items()}  # the first round warms up
     reference = medians["reference IQL"]
     result = {
         name: {"updates_per_second": round(m, 1), "ratio": round(m / reference, 2)} for name, m in medians.items()

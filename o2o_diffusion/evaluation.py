@@ -130,7 +130,7 @@ class Evaluator:
             running[environment] = episode, self._reset(environment, episode)
         while running:
             observations = torch.from_numpy(np.stack([observation for _, observation in running.values()]))
-            actions = agent.act(observations.to(self.device), deterministic=True).cpu().numpy()
+            actions = agent.act(observations.to(self.device), deterministic=True).float().cpu().numpy()
             for action, (environment, (episode, _)) in zip(actions, list(running.items()), strict=True):
                 observation, reward, terminated, truncated, info = environment.step(action)
                 returns[episode] += float(reward)

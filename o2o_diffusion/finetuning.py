@@ -26,7 +26,7 @@ class Finetuning(Stateful):
     """One run: a learner's phases on a replay, with a generator and a sampler.
 
     `interrupted` is asked between ticks; when it says yes the run is saved and `run` returns False. `facts` is saved
-    with the state: what a resumed run must find again.
+    with the state: what a resumed run must find again. `make_learner` serves phases that begin with a fresh learner.
     """
 
     @dataclass(frozen=True)
@@ -70,13 +70,15 @@ class Finetuning(Stateful):
         autocast: Callable[[], AbstractContextManager] = nullcontext,
         interrupted: Callable[[], bool] = lambda: False,
         facts: dict[str, Any] | None = None,
+        make_learner: Callable[[], Learner] | None = None,
     ):
         self.config, self.folder, self.autocast, self.interrupted = config, folder, autocast, interrupted
-        self.facts = facts or {}
+        self.facts, self.make_learner = facts or {}, make_learner
         self.learner, self.generator, self.sampler, self.replay = learner, generator, sampler, replay
         self.interaction, self.evaluator, self.logger = interaction, evaluator, logger
         budget = Budget(config.pretrain_updates, config.online_steps, config.warmup_steps, config.updates_per_step)
-        self.phases = learner.phases(budget)
+        phases = learner.phases(budget)
+        self.phases = tuple(phase for phase in phases if phase.env_steps) if config.pretrained else phases
         self.total_steps = sum(phase.env_steps for phase in self.phases)
         self.phase = -1
         self.owed = self.phase_steps = self.updates = self.env_steps = self.ticks = 0
@@ -114,11 +116,6 @@ class Finetuning(Stateful):
         else:
             self.begin_phase()
 
-    def skip_offline_phases(self, updates: int) -> None:
-        """Begin where the learner acts: it was pretrained elsewhere, with `updates` updates."""
-        self.phases = tuple(phase for phase in self.phases if phase.env_steps)
-        self.updates = updates
-
     def begin_phase(self) -> None:
         """Go on to the learner's next phase."""
         self.phase += 1
@@ -126,14 +123,20 @@ class Finetuning(Stateful):
             return
         phase = self.phases[self.phase]
         self.phase_steps, self.owed = 0, phase.updates
-        self.sampler.begin_phase(phase.shares.with_generated(self.generator.generated))
+        if phase.fresh and self.make_learner is not None:
+            self.learner = self.make_learner()
+        self.announce_shares(phase)
         self.learner.begin_phase(phase, self.replay)
+
+    def announce_shares(self, phase: Phase) -> None:
+        """The learner declares the real shares, the generator its own; the sampler's settings win over both."""
+        self.sampler.begin_phase(phase.shares.with_generated(self.generator.generated))
 
     def update(self, phase: Phase) -> None:
         """One update of the learner on one batch; the run's reward transform is applied here."""
         with self.autocast():
             metrics = self.sampler.update(self.replay, self.learner)
-            batch = shard(self.sampler.sample(self.replay, self.learner.batch_size * num_processes()))
+            batch = shard(self.sampler.sample(self.replay, self.learner.batch_size))
             metrics |= self.learner.update(batch.where(rewards=self.replay.transform(batch.rewards)))
         self.owed -= 1
         self.updates += 1
@@ -227,6 +230,12 @@ class Finetuning(Stateful):
             save_checkpoint(
                 self.folder / "checkpoints", self.ticks, self.state_dict(), keep=self.config.keep_checkpoints
             )
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state`, in the middle of its phase."""
+        super().load_state_dict(state)
+        if 0 <= self.phase < len(self.phases):
+            self.announce_shares(self.phases[self.phase])
 
     def _stop(self) -> bool:
         if num_processes() > 1 and self.ticks % 64:  # asking the others costs a message

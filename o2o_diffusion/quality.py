@@ -27,7 +27,7 @@ def auc(generated: Tensor, real: Tensor, *, folds: int = 5, seed: int = 0) -> fl
 
     rows = standardize(torch.cat([generated, real]), real).numpy()
     labels = np.repeat([1, 0], [len(generated), len(real)])
-    classifier = MLPClassifier((64, 64), early_stopping=True, n_iter_no_change=3, max_iter=30, random_state=seed)
+    classifier = MLPClassifier((64, 64), early_stopping=True, n_iter_no_change=3, max_iter=20, random_state=seed)
     splits = StratifiedKFold(folds, shuffle=True, random_state=seed)
     scores = cross_val_predict(classifier, rows, labels, cv=splits, method="predict_proba")
     return float(roc_auc_score(labels, np.asarray(scores)[:, 1]))

@@ -64,6 +64,9 @@ class Run:
         self.matmul = choose_matmul()
         with self.accelerator.main_process_first():
             self.task: Task = settings.components["task"].build()
+        batch_size, processes = settings.components["learner"].config.batch_size, num_processes()
+        if batch_size % processes:
+            raise InputError(f"setting 'learner.batch_size': {batch_size} can't be divided among {processes} processes")
         self.loop = self._loop()
         if resumed is not None:
             self._resume(resumed)
@@ -161,6 +164,7 @@ class Run:
         return Finetuning(
             config,
             learner=self._component("learner"),
+            make_learner=lambda: self._component("learner"),
             generator=generator,
             sampler=self._component("sampler"),
             replay=replay,
@@ -205,7 +209,7 @@ class Run:
         if theirs != self.settings.components["learner"]:
             raise InputError(f"setting 'pretrained': {folder} has learner {theirs.config}, expected this run's settings")
         self.loop.learner.load_state_dict(state["learner"])
-        self.loop.skip_offline_phases(state["updates"])
+        self.loop.updates = state["updates"]
 
     def _check_dataset(self, state: dict[str, Any], folder: Path) -> None:
         if state["facts"]["dataset"] != self.task.dataset.fingerprint:

@@ -1,5 +1,6 @@
 import os
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,3 +11,62 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 def one_thread():
     """Tests run on one thread, so that sums are always taken in the same order."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def pendulum_table(tmp_path_factory) -> str:
+    """An .npz of two random Pendulum-v1 episodes, 400 transitions; Pendulum only ever truncates."""
+    import gymnasium as gym
+
+    environment, random = gym.make("Pendulum-v1"), np.random.default_rng(0)
+    columns = {name: [] for name in ("observations", "actions", "rewards", "next_observations", "terminals", "timeouts")}
+    for seed in range(2):
+        observation, truncated = environment.reset(seed=seed)[0], False
+        while not truncated:
+            action = random.uniform(-1, 1, 1).astype(np.float32)
+            following, reward, terminated, truncated, _ = environment.step(2 * action)
+            step = (observation, action, reward, following, terminated, truncated)
+            for column, value in zip(columns.values(), step, strict=True):
+                column.append(value)
+            observation = following
+    path = tmp_path_factory.mktemp("data") / "pendulum.npz"
+    np.savez(path, **{name: np.array(column) for name, column in columns.items()})
+    return str(path)
+
+
+@pytest.fixture
+def tiny_run(pendulum_table):
+    """Overrides of a run of some seconds: 40 updates, 20 steps of warm-up, 60 of fine-tuning, two refreshes."""
+    return [
+        f"task.dataset={pendulum_table}",
+        "task.environment=Pendulum-v1",
+        "pretrain_updates=40",
+        "warmup_steps=20",
+        "online_steps=80",
+        "eval_interval=40",
+        "eval_episodes=1",
+        "final_eval_episodes=2",
+        "log_interval=10",
+        "threads=1",
+        "learner.hidden=[16,16]",
+        "learner.batch_size=32",
+        "sampler.ramp=50",
+        "logger.progress=false",
+    ]
+
+
+@pytest.fixture
+def tiny_cfdg():
+    """Overrides that make CFDG's refreshes short: after 30 and 60 online steps, 20 and 10 updates."""
+    return [
+        "generator=cfdg",
+        "generator.width=16",
+        "generator.depth=1",
+        "generator.batch_size=32",
+        "generator.updates=20",
+        "generator.refresh_updates=10",
+        "generator.first_refresh=30",
+        "generator.refresh_interval=30",
+        "generator.num_samples=50",
+        "generator.num_steps=4",
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -20,7 +21,7 @@ class Waypoints:
     """Heads for the centre of the next cell on a shortest path, and for the goal itself once in its cell."""
 
     def __init__(self, environment: gym.Env):
-        self.maze = getattr(environment.unwrapped, "maze", None)
+        self.maze: Any = getattr(environment.unwrapped, "maze", None)
         if self.maze is None or environment.action_space.shape != (2,):
             name = environment.spec.id if environment.spec else environment
             raise InputError(f"the behaviour 'waypoints' drives PointMaze environments only, not {name}")

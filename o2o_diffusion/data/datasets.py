@@ -55,7 +55,7 @@ class Dataset:
         for episode in self.episodes:
             digest.update(b"%d%d" % (len(episode), episode.terminated))
             for array in (episode.observations, episode.actions, episode.rewards):
-                digest.update(np.ascontiguousarray(array))
+                digest.update(array.tobytes())
         return digest.hexdigest()
 
 
@@ -90,10 +90,10 @@ def _load_minari(folder: Path) -> Dataset:
         dataset = MinariDataset(data)
         name = dataset.id
         raw = list(_read_episodes(data, dataset))
-    except (AssertionError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        keys = choose_keys(episode.observations for episode in raw)
+    except (AssertionError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{data} is not a readable Minari dataset: {error}") from error
     bounds = ActionBounds.of(dataset.action_space, name)
-    keys = choose_keys(episode.observations for episode in raw)
     spec = TransitionSpec(observation_dim(dataset.observation_space, keys, name), len(bounds.low))
     episodes = tuple(_episode(f"{name}: episode {n}", e, keys, spec, bounds) for n, e in enumerate(raw))
     num_steps = sum(len(episode) for episode in episodes)

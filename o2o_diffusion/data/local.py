@@ -69,6 +69,8 @@ def _check_connection() -> None:
     """Raises OSError at once where there is no network; the hub's own client retries for half a minute."""
     if not os.environ.get("MINARI_REMOTE", "hf://").startswith("hf://"):
         return
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise OSError("HF_HUB_OFFLINE is set")
     request = urllib.request.Request(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), method="HEAD")
     try:
         urllib.request.urlopen(request, timeout=CONNECTION_SECONDS).close()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,15 +14,13 @@ from tqdm import tqdm
 
 from o2o_diffusion.behaviours.factory import Behaviour, make_behaviour
 from o2o_diffusion.data import local
-from o2o_diffusion.data.scores import reference_scores
 from o2o_diffusion.data.spaces import ActionBounds
+from o2o_diffusion.data.writing import new_dataset, write_dataset
 from o2o_diffusion.envs import EnvironmentSpec, make_raw_environment
 from o2o_diffusion.errors import InputError
 
 if TYPE_CHECKING:
     from minari.data_collector import EpisodeBuffer
-
-NAMESPACE = "o2o"
 
 
 @dataclass(frozen=True)
@@ -54,41 +50,25 @@ class Recording:
         return EnvironmentSpec(self.environment, self.kwargs, self.max_episode_steps)
 
 
-def check_recording_id(dataset_id: str) -> Path:
-    """Where the recording `dataset_id` will lie; raises InputError unless it is valid, ours and not taken."""
-    folder = local.folder_of(dataset_id)
-    if not dataset_id.startswith(f"{NAMESPACE}/"):
-        raise InputError(f"{dataset_id!r} cannot be recorded: ids of recordings begin with '{NAMESPACE}/'")
-    if folder.exists():
-        raise InputError(f"{dataset_id!r} exists in {folder}; recordings never overwrite, choose another id or version")
-    return folder
-
-
 def record(recording: Recording, dataset_id: str, *, progress: bool = True) -> Path:
     """Record and write a dataset that Minari lists; returns its folder.
 
-    It is built under a hidden name beside its destination and renamed, so that nothing half-written is ever seen.
     Raises InputError where the id is taken, the settings do not fit, or the store cannot be written.
     """
-    folder = check_recording_id(dataset_id)
     environment = make_raw_environment(recording.spec)
-    try:
-        local.store().mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=".recording-", dir=local.store()))
-    except OSError as error:
-        raise InputError(f"recordings cannot be written to {local.store()}: {error}") from error
-    try:
-        with tqdm(total=recording.num_steps, desc=f"record {dataset_id}", unit="step", disable=not progress) as bar:
-            buffers = []
-            for buffer in _episodes(recording, environment):
-                buffers.append(buffer)
-                bar.update(min(len(buffer), bar.total - bar.n))
-        _write(building / "data", dataset_id, recording, environment, buffers)
-        _publish(building, folder, dataset_id)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-        environment.close()
-    return folder
+    with (
+        contextlib.closing(environment),
+        new_dataset(dataset_id) as data,
+        tqdm(total=recording.num_steps, desc=f"record {dataset_id}", unit="step", disable=not progress) as bar,
+    ):
+        buffers = []
+        for buffer in _episodes(recording, environment):
+            buffers.append(buffer)
+            bar.update(min(len(buffer), bar.total - bar.n))
+        behaviours = ", ".join(dict.fromkeys(stage.behaviour for stage in recording.stages))
+        metadata = {"algorithm_name": behaviours, "recording": asdict(recording)}
+        write_dataset(data, dataset_id, environment, buffers, metadata)
+    return local.folder_of(dataset_id)
 
 
 def _episodes(recording: Recording, environment: gym.Env) -> Iterator[EpisodeBuffer]:
@@ -134,13 +114,14 @@ def _episode(
         rewards.append(reward)
     ends = np.zeros((2, len(rewards)), dtype=bool)
     ends[:, -1] = terminated, truncated
-    return EpisodeBuffer(
-        observations=_stack(observations),
-        actions=np.stack(actions),
-        rewards=np.array(rewards, dtype=np.float64),
-        terminations=ends[0],
-        truncations=ends[1],
-    )
+    fields: dict[str, Any] = {  # Minari declares lists and takes arrays
+        "observations": _stack(observations),
+        "actions": np.stack(actions),
+        "rewards": np.array(rewards, dtype=np.float64),
+        "terminations": ends[0],
+        "truncations": ends[1],
+    }
+    return EpisodeBuffer(**fields)
 
 
 def _stack(observations: list[Any]) -> Any:
@@ -148,44 +129,3 @@ def _stack(observations: list[Any]) -> Any:
     if isinstance(observations[0], dict):
         return {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
     return np.stack(observations)
-
-
-def _write(
-    data: Path, dataset_id: str, recording: Recording, environment: gym.Env, buffers: list[EpisodeBuffer]
-) -> None:
-    """The dataset's files, in Minari's own HDF5 format."""
-    import minari
-    from minari.dataset.minari_storage import MinariStorage
-
-    storage = MinariStorage.new(data, environment.observation_space, environment.action_space, environment.spec)
-    metadata: dict[str, Any] = {
-        "dataset_id": dataset_id,
-        "minari_version": minari.__version__,
-        "author": {"o2o_diffusion"},
-        "algorithm_name": ", ".join(dict.fromkeys(stage.behaviour for stage in recording.stages)),
-        "description": f"Recorded by o2o_diffusion in {recording.environment}.",
-        "recording": asdict(recording),
-        "requirements": [f"{name}=={version(name)}" for name in ("gymnasium", "gymnasium-robotics", "mujoco")],
-    }
-    if scores := reference_scores(recording.environment):
-        metadata |= {
-            "ref_min_score": scores.minimum,
-            "ref_max_score": scores.maximum,
-            "num_episodes_average_score": 100,
-        }
-    storage.update_metadata(metadata)
-    storage.update_episodes(buffers)
-
-
-def _publish(building: Path, folder: Path, dataset_id: str) -> None:
-    """Give a finished dataset its name; the first of two simultaneous recordings wins."""
-    from minari.namespace import create_namespace, list_local_namespaces
-
-    namespace = dataset_id.rpartition("/")[0]
-    if namespace not in list_local_namespaces():
-        create_namespace(namespace)
-    building.chmod(0o755)  # mkdtemp makes private folders
-    try:
-        building.rename(folder)
-    except OSError as error:
-        raise InputError(f"{dataset_id!r} cannot be written to {folder}: {error}") from error

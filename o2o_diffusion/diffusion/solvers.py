@@ -1,4 +1,4 @@
-"""From noise to rows by plain functions of a denoiser: sigma falls from sigma_max to 0, x begins as sigma_max * noise."""
+"""From noise to rows, as functions of a denoiser: sigma falls from sigma_max to 0, x begins as sigma_max N(0, 1)."""
 
 import math
 from collections.abc import Callable

@@ -5,6 +5,7 @@ label, guided away from what both have in common, gives rows aligned with what t
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,7 +21,7 @@ from o2o_diffusion.diffusion.solvers import dpm_scheduler, karras_sigmas, sample
 from o2o_diffusion.diffusion.training import DenoiserTraining, drop_labels
 from o2o_diffusion.distributed import Noise, num_processes, shard
 from o2o_diffusion.errors import InputError
-from o2o_diffusion.generators.model import TransitionDenoiser, check_manifest, write_manifest
+from o2o_diffusion.generators.model import TransitionDenoiser, check_manifest, layout, write_manifest
 from o2o_diffusion.optimization import Stateful
 from o2o_diffusion.protocols import Agent, GeneratedShare
 from o2o_diffusion.types import Metrics, Source, Transitions, TransitionSpec
@@ -201,16 +202,15 @@ class CFDG(Stateful):
         """The saved model; raises InputError when it was altered or made for other columns."""
         check_manifest(Path(folder))
         model = TransitionDenoiser.from_pretrained(folder)
-        expected = {name: where.stop - where.start for name, where in self.spec.columns.items()}
-        if model.config["columns"] != expected:
-            saved, wanted = _layout(model.config["columns"]), _layout(expected)
+        saved, wanted = (_in_words(columns) for columns in (model.config["columns"], layout(self.spec)))
+        if saved != wanted:
             raise InputError(f"generator {folder} was made for the columns {saved}; the task has {wanted}")
         return model.to(self.device)  # pyright: ignore[reportArgumentType]
 
 
-def _layout(columns: dict[str, int]) -> str:
+def _in_words(columns: Sequence[tuple[str, int]]) -> str:
     """Columns in one line, as "observations 11, actions 3"."""
-    return ", ".join(f"{name} {width}" for name, width in columns.items())
+    return ", ".join(f"{name} {width}" for name, width in columns)
 
 
 def _gather(x: Tensor) -> Tensor:

@@ -26,7 +26,8 @@ class TransitionDenoiser(ModelMixin, ConfigMixin):
 
     Buffers, by column: mean and std of the normaliser (terminations 0 and 1: not normalised), low and high of
     what may be generated. `reward_values` holds the distinct rewards where they are few, NaN elsewhere; `label_rows`
-    the number of rows of each label that the model was last fitted on. `columns` is the width of each field, in order.
+    the number of rows of each label that the model was last fitted on. `columns` names the fields in order, with
+    their widths.
     """
 
     mean: Tensor
@@ -41,18 +42,19 @@ class TransitionDenoiser(ModelMixin, ConfigMixin):
         self,
         observation_dim: int,
         action_dim: int,
-        columns: dict[str, int],
+        columns: Sequence[tuple[str, int]],
         labels: Sequence[str] = ("offline", "online"),
         width: int = 256,
         depth: int = 4,
         embedding_dim: int = 128,
+        differences: bool = True,
         sigma_data: float = 1.0,
         sigma_min: float = 0.002,
         sigma_max: float = 80.0,
         rho: float = 7.0,
     ):
         super().__init__()
-        dim = sum(columns.values())
+        dim = sum(width for _, width in columns)
         self.network = ResidualMLP(dim, width=width, depth=depth, embedding_dim=embedding_dim, num_labels=len(labels))
         self.sigma_data, self.sigma_min, self.sigma_max, self.rho = sigma_data, sigma_min, sigma_max, rho
         self.null_label = len(labels)
@@ -66,9 +68,8 @@ class TransitionDenoiser(ModelMixin, ConfigMixin):
     @classmethod
     def create(cls, spec: TransitionSpec, *, width: int, depth: int, embedding_dim: int) -> "TransitionDenoiser":
         """A new model for the rows of `spec`."""
-        columns = {name: where.stop - where.start for name, where in spec.columns.items()}
         return cls(
-            spec.observation_dim, spec.action_dim, columns, width=width, depth=depth, embedding_dim=embedding_dim
+            spec.observation_dim, spec.action_dim, layout(spec), width=width, depth=depth, embedding_dim=embedding_dim
         )
 
     @property
@@ -82,7 +83,7 @@ class TransitionDenoiser(ModelMixin, ConfigMixin):
 
     def normalize(self, rows: Tensor) -> Tensor:
         """Raw rows with zero mean and unit standard deviation per column."""
-        return (rows - self.mean) / self.std
+        return (self._change(rows, -1) - self.mean) / self.std
 
     @torch.no_grad()
     def fit(self, pools: Sequence[Pool], *, margin: float = 0.05) -> None:
@@ -95,13 +96,15 @@ class TransitionDenoiser(ModelMixin, ConfigMixin):
         held = [pool for pool in pools if len(pool)]
         for name, where in self.spec.columns.items():
             fields = [pool.fields[name][: len(pool)].reshape(len(pool), -1) for pool in held]
-            mean = torch.stack([field.mean(0) for field in fields]).mean(0)
-            variance = torch.stack([(field - mean).square().mean(0) for field in fields]).mean(0)
             low = torch.stack([field.amin(0) for field in fields]).amin(0)
             high = torch.stack([field.amax(0) for field in fields]).amax(0)
             slack = margin * (high - low)
-            self.mean[where], self.std[where] = mean, variance.sqrt().clamp(min=1e-3)
             self.low[where], self.high[where] = low - slack, high + slack
+            if name == "next_observations" and self.config["differences"]:
+                fields = [f - pool.fields["observations"][: len(pool)] for f, pool in zip(fields, held, strict=True)]
+            mean = torch.stack([field.mean(0) for field in fields]).mean(0)
+            variance = torch.stack([(field - mean).square().mean(0) for field in fields]).mean(0)
+            self.mean[where], self.std[where] = mean, variance.sqrt().clamp(min=1e-3)
         terminations, actions = self.spec.columns["terminations"], self.spec.columns["actions"]
         self.mean[terminations], self.std[terminations] = 0.0, 1.0
         self.low[actions], self.high[actions] = -1.0, 1.0
@@ -115,7 +118,7 @@ class TransitionDenoiser(ModelMixin, ConfigMixin):
 
         Terminations become 0 or 1 (threshold 0.5), sparse rewards the nearest value seen.
         """
-        rows = x * self.std + self.mean
+        rows = self._change(x * self.std + self.mean, 1)
         rows = rows[rows.isfinite().all(1)]
         terminations, rewards = self.spec.columns["terminations"], self.spec.columns["rewards"]
         ended = (rows[:, terminations] > 0.5).float()
@@ -125,6 +128,19 @@ class TransitionDenoiser(ModelMixin, ConfigMixin):
         if len(values):
             rows[:, rewards] = values[(rows[:, rewards] - values).abs().argmin(1)][:, None]
         return rows
+
+    def _change(self, rows: Tensor, sign: int) -> Tensor:
+        """Rows with next observations as differences to observations (sign -1), or back (1)."""
+        if not self.config["differences"]:
+            return rows
+        columns, rows = self.spec.columns, rows.clone()
+        rows[:, columns["next_observations"]] += sign * rows[:, columns["observations"]]
+        return rows
+
+
+def layout(spec: TransitionSpec) -> list[tuple[str, int]]:
+    """The columns of a flat row of `spec`: names and widths, in order."""
+    return [(name, where.stop - where.start) for name, where in spec.columns.items()]
 
 
 def write_manifest(folder: Path) -> None:

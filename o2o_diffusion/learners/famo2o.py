@@ -93,16 +93,16 @@ class FamO2O(IQL):
         """E[temperature * (entropy - target entropy)]."""
         return (batch.weights * self.temperature() * (-log_prob - TARGET_ENTROPY)).mean()
 
-    def actor_loss(self, batch: Transitions, target_q: Tensor) -> Tensor:
+    def actor_loss(self, batch: Transitions, q: Tensor) -> Tensor:
         """-E[min(exp(beta * A(s, a)), 100) log pi(a|s, e(beta))]."""
         beta = self.training_beta(batch)
-        weights = self.advantage_weights(batch, target_q, beta)
+        weights = self.advantage_weights(batch, q, beta)
         log_prob = self.actor(batch.observations, encode(beta), noise=self.noise).log_prob(batch.actions)
         return -(batch.weights * weights * log_prob).mean()
 
-    def update_actor(self, batch: Transitions, target_q: Tensor) -> Metrics:
+    def update_actor(self, batch: Transitions, q: Tensor) -> Metrics:
         """Every `balance_interval` updates balance policy and temperature, then the universal policy."""
-        actor_loss = self.actor_loss(batch, target_q)  # at betas of the balance policy before its step
+        actor_loss = self.actor_loss(batch, q)  # at betas of the balance policy before its step
         metrics = self.update_balance(batch) if self.num_updates % self.config.balance_interval == 0 else {}
         self.num_updates += 1
         return metrics | {"actor_loss": self.actor_optimizer.step(actor_loss)}

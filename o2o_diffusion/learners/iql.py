@@ -54,13 +54,13 @@ class IQL(BaseLearner):
         c = self.config
         return GaussianActor(self.spec.observation_dim, self.spec.action_dim, c.hidden, dropout=c.dropout)
 
-    def value_loss(self, batch: Transitions, target_q: Tensor) -> Tensor:
-        """E[L^expectile(min Q'(s, a) - V(s))]."""
-        return (batch.weights * expectile_loss(target_q - self.value(batch.observations), self.config.expectile)).mean()
+    def value_loss(self, batch: Transitions, q: Tensor) -> Tensor:
+        """E[L^expectile(q - V(s))], q = min Q'(s, a) [B]."""
+        return (batch.weights * expectile_loss(q - self.value(batch.observations), self.config.expectile)).mean()
 
-    def actor_loss(self, batch: Transitions, target_q: Tensor) -> Tensor:
-        """-E[min(exp(inverse_temperature * A(s, a)), 100) log pi(a|s)], A = min Q'(s, a) - V(s)."""
-        weights = self.advantage_weights(batch, target_q, self.config.inverse_temperature)
+    def actor_loss(self, batch: Transitions, q: Tensor) -> Tensor:
+        """-E[min(exp(inverse_temperature * A(s, a)), 100) log pi(a|s)], A = q - V(s)."""
+        weights = self.advantage_weights(batch, q, self.config.inverse_temperature)
         log_prob = self.actor(batch.observations, noise=self.noise).log_prob(batch.actions)
         return -(batch.weights * weights * log_prob).mean()
 
@@ -72,24 +72,24 @@ class IQL(BaseLearner):
         return (batch.weights * (q - target_q).square()).sum(0).mean()
 
     @torch.no_grad()
-    def advantage_weights(self, batch: Transitions, target_q: Tensor, inverse_temperature: Tensor | float) -> Tensor:
-        """[B], min(exp(inverse_temperature * A), 100)."""
-        advantages = target_q - self.value(batch.observations)
+    def advantage_weights(self, batch: Transitions, q: Tensor, inverse_temperature: Tensor | float) -> Tensor:
+        """[B], min(exp(inverse_temperature * A), 100), A = q - V(s)."""
+        advantages = q - self.value(batch.observations)
         return (inverse_temperature * advantages).exp().clamp(max=MAX_WEIGHT)
 
     def update(self, batch: Transitions) -> Metrics:
         """Value, actor with the new value, critics with the new value, targets: the order of the authors' code."""
         with torch.no_grad():
-            target_q = self.target_critic(batch.observations, batch.actions).amin(0)
-        value_loss = self.value_optimizer.step(self.value_loss(batch, target_q))
-        metrics = self.update_actor(batch, target_q)
+            q = self.target_critic(batch.observations, batch.actions).amin(0)
+        value_loss = self.value_optimizer.step(self.value_loss(batch, q))
+        metrics = self.update_actor(batch, q)
         critic_loss = self.critic_optimizer.step(self.critic_loss(batch))
         polyak_update(self.target_critic, self.critic, self.config.tau)
-        return {"value_loss": value_loss, "critic_loss": critic_loss, "target_q": target_q.mean()} | metrics
+        return {"value_loss": value_loss, "critic_loss": critic_loss, "q": q.mean()} | metrics
 
-    def update_actor(self, batch: Transitions, target_q: Tensor) -> Metrics:
+    def update_actor(self, batch: Transitions, q: Tensor) -> Metrics:
         """One step of the policy."""
-        return {"actor_loss": self.actor_optimizer.step(self.actor_loss(batch, target_q))}
+        return {"actor_loss": self.actor_optimizer.step(self.actor_loss(batch, q))}
 
     def policy(self, observations: Tensor) -> Gaussian:
         """The actor's distribution of actions."""

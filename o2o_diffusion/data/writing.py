@@ -1,0 +1,88 @@
+"""New Minari datasets: complete or not there at all, and never over an existing one."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+
+from o2o_diffusion.data import local
+from o2o_diffusion.data.scores import reference_scores
+from o2o_diffusion.errors import InputError
+
+if TYPE_CHECKING:
+    from minari.data_collector import EpisodeBuffer
+
+NAMESPACE = "o2o"
+
+
+def check_new_id(dataset_id: str) -> Path:
+    """Where the new dataset will lie; raises InputError unless its id is valid, ours and not taken."""
+    folder = local.folder_of(dataset_id)
+    if not dataset_id.startswith(f"{NAMESPACE}/"):
+        raise InputError(f"{dataset_id!r} cannot be recorded: ids of recordings begin with '{NAMESPACE}/'")
+    if folder.exists():
+        raise InputError(f"{dataset_id!r} exists in {folder}; recordings never overwrite, choose another id or version")
+    return folder
+
+
+@contextlib.contextmanager
+def new_dataset(dataset_id: str) -> Iterator[Path]:
+    """A folder to write a dataset's files to; it gets its name at the end, and nothing stays behind on failure.
+
+    It is built under a hidden name in the same store, which Minari does not list. Raises InputError where the id is
+    not free or the store cannot be written.
+    """
+    folder = check_new_id(dataset_id)
+    try:
+        local.store().mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=".recording-", dir=local.store()))
+    except OSError as error:
+        raise InputError(f"recordings cannot be written to {local.store()}: {error}") from error
+    try:
+        yield building / "data"
+        _publish(building, folder, dataset_id)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def write_dataset(
+    data: Path, dataset_id: str, environment: gym.Env, buffers: Sequence[EpisodeBuffer], metadata: Mapping[str, Any]
+) -> None:
+    """Write episodes recorded in `environment` to the folder `data`, in Minari's own HDF5 format."""
+    import minari
+    from minari.dataset.minari_storage import MinariStorage
+
+    storage = MinariStorage.new(data, environment.observation_space, environment.action_space, environment.spec)
+    environment_id = environment.spec.id if environment.spec else None
+    known: dict[str, Any] = {
+        "dataset_id": dataset_id,
+        "minari_version": minari.__version__,
+        "author": {"o2o_diffusion"},
+        "description": f"Recorded by o2o_diffusion in {environment_id}.",
+        "requirements": [f"{name}=={version(name)}" for name in ("gymnasium", "gymnasium-robotics", "mujoco")],
+    }
+    if scores := reference_scores(environment_id):
+        known |= {"ref_min_score": scores.minimum, "ref_max_score": scores.maximum}
+    storage.update_metadata(known | dict(metadata))
+    storage.update_episodes(buffers)
+
+
+def _publish(building: Path, folder: Path, dataset_id: str) -> None:
+    """Give a finished dataset its name; the first of two simultaneous recordings wins."""
+    from minari.namespace import create_namespace, list_local_namespaces
+
+    namespace = dataset_id.rpartition("/")[0]
+    if namespace not in list_local_namespaces():
+        create_namespace(namespace)
+    building.chmod(0o755)  # mkdtemp makes private folders
+    try:
+        building.rename(folder)
+    except OSError as error:
+        raise InputError(f"{dataset_id!r} cannot be written to {folder}: {error}") from error

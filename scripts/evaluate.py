@@ -1,0 +1,55 @@
+"""Evaluate the policy of a run's newest checkpoint."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+
+from o2o_diffusion.config import command_line, compose, main
+from o2o_diffusion.checkpoint import load_checkpoint
+from o2o_diffusion.errors import InputError
+from o2o_diffusion.evaluation import Evaluator
+from o2o_diffusion.finetuning import Finetuning
+from o2o_diffusion.runs import GROUPS, SETTINGS
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to evaluate."""
+
+    run: Annotated[str | None, "folder of the run"] = None
+    episodes: Annotated[int, "number of episodes"] = 50
+    seed: Annotated[int, "of the evaluation environments"] = 0
+    output: Annotated[str | None, "JSON file to write; null: print only"] = None
+
+
+def evaluate(argv: list[str]) -> int:
+    """Print the scores as JSON."""
+    settings, _ = command_line(__doc__, "evaluate.yaml", Config, (), argv)
+    config = settings.run
+    if config.run is None:
+        raise InputError("nothing to evaluate: give run=<folder of a run>")
+    folder = Path(config.run)
+    components = compose(folder / SETTINGS, Finetuning.Config, GROUPS).components
+    task = components["task"].build()
+    learner = components["learner"].build(task.dataset.spec, seed=0)
+    learner.load_state_dict(load_checkpoint(folder / "checkpoints")["learner"])
+    torch.set_num_threads(1)
+    evaluator = Evaluator(
+        task.environment,
+        task.dataset.observation_keys,
+        episodes=config.episodes,
+        seed=config.seed,
+        references=task.scores,
+    )
+    result = evaluator(learner)
+    print(json.dumps(result.summary(), indent=2))
+    if config.output is not None:
+        Path(config.output).write_text(json.dumps(result.summary() | {"returns": result.returns}, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    main(evaluate)

@@ -1,0 +1,27 @@
+import torch
+
+from o2o_diffusion.networks.residual_mlp import FourierFeatures, ResidualMLP
+
+
+def test_the_papers_network_has_the_papers_size():
+    network = ResidualMLP(26, width=1024, depth=6, embedding_dim=256)
+    assert sum(p.numel() for p in network.parameters()) == 6_664_730
+
+
+def test_fourier_features():
+    features = FourierFeatures()
+    x = torch.tensor([0.3, -1.0])
+    angles = 2 * torch.pi * x[:, None] * features.frequencies
+    assert torch.allclose(features(x), torch.cat([x[:, None], angles.sin(), angles.cos()], 1))
+    restored = FourierFeatures()
+    restored.load_state_dict(features.state_dict())
+    assert torch.equal(restored(x), features(x)) and not list(features.parameters())
+
+
+def test_labels_change_the_output_and_a_scalar_noise_level_serves_every_row():
+    torch.manual_seed(0)
+    network = ResidualMLP(5, width=16, depth=2, embedding_dim=8, num_labels=2)
+    x = torch.randn(1, 5).expand(3, 5)
+    out = network(x, torch.tensor([0.1]), torch.tensor([0, 1, 2]))
+    assert out.shape == (3, 5) and not torch.allclose(out[0], out[1]) and not torch.allclose(out[1], out[2])
+    assert torch.allclose(out, network(x, torch.full((3,), 0.1), torch.tensor([0, 1, 2])), atol=1e-6)
