@@ -78,12 +78,13 @@ class Noise:
     """A component's own random numbers: equally seeded on every process, each process keeps its rows.
 
     The draws of N processes together are the draws of one process with the whole batch, so the algorithm does not
-    depend on N. Has `state_dict` / `load_state_dict` for exact resumption.
+    depend on N. What one process does alone, such as acting, draws with `shared=False`. Has `state_dict` /
+    `load_state_dict` for exact resumption.
     """
 
-    def __init__(self, seed: int, device: torch.device | str = "cpu"):
+    def __init__(self, seed: int, device: torch.device | str = "cpu", *, shared: bool = True):
         self.generator = torch.Generator(device).manual_seed(seed)
-        self.device = self.generator.device
+        self.device, self.shared = self.generator.device, shared
 
     def normal(self, batch_size: int, *shape: int) -> Tensor:
         """[batch_size, *shape] standard normal numbers; `batch_size` is this process's."""
@@ -94,7 +95,9 @@ class Noise:
         return self._draw(torch.rand, batch_size, *shape)
 
     def _draw(self, function, batch_size: int, *shape: int) -> Tensor:
-        return shard(function(batch_size * num_processes(), *shape, generator=self.generator, device=self.device))
+        size = batch_size * num_processes() if self.shared else batch_size
+        numbers = function(size, *shape, generator=self.generator, device=self.device)
+        return shard(numbers) if self.shared else numbers
 
     def state_dict(self) -> dict:
         """The generator's state."""

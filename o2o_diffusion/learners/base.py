@@ -48,7 +48,7 @@ class BaseLearner(Stateful, ABC):
             torch.manual_seed(seed)
             self.build()
         self.noise = Noise(seed + 1_000_003, device)  # other numbers than those of the weights
-        self.acting_noise = Noise(seed + 2_000_003, device)
+        self.acting_noise = Noise(seed + 2_000_003, device, shared=False)
 
     @abstractmethod
     def build(self) -> None:
