@@ -48,12 +48,12 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
     return target
 
 
-def load_checkpoint(folder: Path) -> dict[str, Any]:
-    """The state of the newest checkpoint in `folder` whose files are as they were written.
+def load_checkpoint(folder: Path, only: Path | None = None) -> dict[str, Any]:
+    """The state of the newest checkpoint in `folder` whose files are as they were written, or of `only` one.
 
     Raises InputError when there is none; a damaged one is passed over with a line that says so.
     """
-    for path in reversed(checkpoints(folder)):
+    for path in [only] if only else reversed(checkpoints(folder)):
         damaged = _damage(path)
         if damaged is None:
             return _join(json.loads((path / STATE).read_text()), load_file(path / TENSORS))

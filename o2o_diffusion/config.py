@@ -12,7 +12,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from o2o_diffusion.errors import InputError, nearest
@@ -59,25 +59,20 @@ def compose(base: Path | str, run: type, groups: Sequence[str], overrides: Seque
         experiment = _load(_find("experiment", str(given.pop("experiment"))))
         chosen = OmegaConf.merge(chosen, experiment)
     root = OmegaConf.structured(run)
-    OmegaConf.set_readonly(root, False)
-    targets = {}
-    for group in groups:
-        content = _group(group, chosen.get(group), given)
-        target = locate(str(content.pop("target", "")) or f"configs/{group}: 'target' is missing")
-        node = OmegaConf.structured(target.Config)  # type: ignore[attr-defined]
-        OmegaConf.set_readonly(node, False)
-        with open_dict(root):
-            root[group] = node
-        _merge(root[group], content, group)
-        targets[group] = target
     for source in (chosen, given):
-        _merge(root, OmegaConf.create({k: v for k, v in source.items() if k not in groups}), "")
+        root = _merged(root, {key: value for key, value in source.items() if key not in groups})
+    targets = {}
+    with open_dict(root), read_write(root):
+        for group in groups:
+            content = _group(group, chosen.get(group), given)
+            targets[group] = locate(str(content.pop("target", "") or f"configs/{group}: 'target' is missing"))
+            root[group] = _merged(OmegaConf.structured(targets[group].Config), content, f"{group}.")
     plain: dict[str, Any] = OmegaConf.to_container(root, resolve=False)  # type: ignore[assignment]
     for group, target in targets.items():
         plain[group] = {"target": f"{target.__module__}.{target.__qualname__}", **plain[group]}
     try:
         components = {name: Component(cls, OmegaConf.to_object(root[name])) for name, cls in targets.items()}
-        with open_dict(root):
+        with open_dict(root), read_write(root):
             for group in groups:
                 del root[group]
         return Settings(OmegaConf.to_object(root), components, plain)
@@ -218,17 +213,14 @@ def _load(path: Path) -> DictConfig:
     return content
 
 
-def _merge(node: DictConfig, changes: DictConfig, prefix: str) -> None:
+def _merged(node: Any, changes: Any, prefix: str = "") -> Any:
+    """`node` with `changes`; an error names the setting as the user writes it, with `prefix`."""
     try:
-        OmegaConf.set_struct(node, True)
-        node.merge_with(changes)
+        return OmegaConf.merge(node, changes)
     except ConfigKeyError as error:
-        full = ".".join(part for part in (prefix, str(error.full_key or error.key)) if part)
-        full = str(error.full_key) if str(error.full_key).startswith(f"{prefix}.") else full
-        parent = OmegaConf.select(node._get_root(), full.rpartition(".")[0]) if "." in full else node  # type: ignore[arg-type]
-        known = [str(key) for key in parent] if isinstance(parent, DictConfig) else []
-        raise InputError(f"unknown setting '{full}'{nearest(full.rpartition('.')[2], known)}") from error
+        parent, _, name = str(error.full_key).rpartition(".")
+        known = OmegaConf.select(node, parent) if parent else node
+        names = [str(key) for key in known] if isinstance(known, DictConfig) else []
+        raise InputError(f"unknown setting '{prefix}{error.full_key}'{nearest(name, names)}") from error
     except OmegaConfBaseException as error:
-        full = str(error.full_key or prefix)
-        full = full if not prefix or full.startswith(f"{prefix}.") else f"{prefix}.{full}"
-        raise InputError(f"setting '{full}': {str(error).splitlines()[0]}") from error
+        raise InputError(f"setting '{prefix}{error.full_key}': {str(error).splitlines()[0]}") from error
