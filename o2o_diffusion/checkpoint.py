@@ -32,7 +32,11 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
         content = _split(state, tensors)
         save_file(tensors, beside / TENSORS)
         (beside / STATE).write_text(json.dumps(content))
-        manifest = {"schema": SCHEMA, "step": step, "files": {name: _sha256(beside / name) for name in (TENSORS, STATE)}}
+        manifest = {
+            "schema": SCHEMA,
+            "step": step,
+            "files": {name: _sha256(beside / name) for name in (TENSORS, STATE)},
+        }
         (beside / MANIFEST).write_text(json.dumps(manifest))
         for file in (*beside.iterdir(), beside):
             _flush(file)
@@ -59,6 +63,15 @@ def load_checkpoint(folder: Path, only: Path | None = None) -> dict[str, Any]:
             return _join(json.loads((path / STATE).read_text()), load_file(path / TENSORS))
         print(f"checkpoint {path} is damaged ({damaged}); trying the one before")
     raise InputError(f"no usable checkpoint in {folder}; expected step_<number>/ with {MANIFEST}, {TENSORS}, {STATE}")
+
+
+def check_writable(folder: Path) -> None:
+    """Raise InputError when `folder` is not a folder that can be made and written to; makes nothing."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"output '{folder}' can't be written: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"output '{folder}' can't be written: no permission in {existing}")
 
 
 def checkpoints(folder: Path) -> list[Path]:

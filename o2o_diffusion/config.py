@@ -90,7 +90,12 @@ def locate(target: str) -> type:
 
 
 def command_line(
-    description: str, base: str, run: type, groups: Sequence[str], argv: Sequence[str], flags: dict[str, str] | None = None
+    description: str,
+    base: str,
+    run: type,
+    groups: Sequence[str],
+    argv: Sequence[str],
+    flags: dict[str, str] | None = None,
 ) -> tuple[Settings | None, argparse.Namespace]:
     """Parse a script's command line: `--<group> name`, `key=value` overrides, `--help` with every setting.
 

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from o2o_diffusion.checkpoint import check_writable
 from o2o_diffusion.config import Settings
 from o2o_diffusion.data.datasets import load_dataset
 from o2o_diffusion.data.replay import Replay
@@ -51,9 +52,10 @@ class GeneratorTraining:
             self.task = settings.components["task"].build()
         component = settings.components["generator"]
         self.folder = Path(
-            self.config.output or Path("generators") / f"{Path(self.task.dataset.name).name}_{component.target.__name__.lower()}"
+            self.config.output
+            or Path("generators") / f"{Path(self.task.dataset.name).name}_{component.target.__name__.lower()}"
         )
-        writable(self.folder)
+        check_writable(self.folder)
         self.replay = self._replay()
         device = self.accelerator.device
         self.generator = component.build(self.task.dataset.spec, seed=self.config.seed, device=device)
@@ -82,7 +84,9 @@ class GeneratorTraining:
         offline = self.task.dataset
         online = load_dataset(self.config.online_dataset) if self.config.online_dataset else None
         if online is not None and online.spec != offline.spec:
-            raise InputError(f"online_dataset {online.name} has {online.spec}, the task {offline.name} has {offline.spec}")
+            raise InputError(
+                f"online_dataset {online.name} has {online.spec}, the task {offline.name} has {offline.spec}"
+            )
         capacities = {Source.OFFLINE: offline.num_transitions, Source.ONLINE: online.num_transitions if online else 0}
         replay = Replay(offline.spec, capacities, device=self.accelerator.device)
         replay.load(offline.episodes)
@@ -91,7 +95,9 @@ class GeneratorTraining:
         return replay
 
 
-def generate_file(folder: str | None, num_samples: int, label: str, output: str | None, *, seed: int) -> tuple[Path, int]:
+def generate_file(
+    folder: str | None, num_samples: int, label: str, output: str | None, *, seed: int
+) -> tuple[Path, int]:
     """Draw rows from the generator saved in `folder` into the file `output`; returns the file and its rows.
 
     Raises InputError, one line, for whatever is missing or unknown; an interrupted file is never left behind.
@@ -105,9 +111,10 @@ def generate_file(folder: str | None, num_samples: int, label: str, output: str 
     path = Path(output)
     if path.suffix not in SUFFIXES:
         raise InputError(f"output '{output}' must end in one of {', '.join(SUFFIXES)}")
-    writable(path.parent)
+    check_writable(path.parent)
     generator = CFDG.from_pretrained(folder, seed=seed)
     rows = generator.sample(num_samples, source=LABELS[label])
+    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.tmp-{os.getpid()}{path.suffix}")
     try:
         _write(rows, beside)
@@ -115,16 +122,6 @@ def generate_file(folder: str | None, num_samples: int, label: str, output: str 
     finally:
         beside.unlink(missing_ok=True)
     return path, len(rows)
-
-
-def writable(folder: Path) -> None:
-    """Make `folder`; raises InputError when it can't be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"output '{folder}' can't be written: {error.strerror}") from error
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"output '{folder}' can't be written: permission denied")
 
 
 def _write(rows: Transitions, path: Path) -> None:

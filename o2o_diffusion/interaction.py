@@ -20,7 +20,9 @@ class Interaction:
     interrupted episode is restored by stepping its actions again. Only the main process has an environment.
     """
 
-    def __init__(self, environment: gym.Env | None, spec: TransitionSpec, *, seed: int, device: torch.device | str = "cpu"):
+    def __init__(
+        self, environment: gym.Env | None, spec: TransitionSpec, *, seed: int, device: torch.device | str = "cpu"
+    ):
         self.environment, self.spec, self.seed, self.device = environment, spec, seed, device
         self.episode = -1
         self.last_return = float("nan")

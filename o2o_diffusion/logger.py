@@ -65,7 +65,9 @@ class Logger:
         if not (self.writes and self.config.progress):
             return
         if name not in self.bars:
-            self.bars[name] = tqdm(total=total, desc=name, initial=done, mininterval=0.5, leave=True, dynamic_ncols=True)
+            self.bars[name] = tqdm(
+                total=total, desc=name, initial=done, mininterval=0.5, leave=True, dynamic_ncols=True
+            )
         bar = self.bars[name]
         if shown:
             bar.set_postfix(shown, refresh=False)

@@ -1,6 +1,7 @@
 """What a run shows of itself: the plan before it starts, the table and the learning curve when it ends."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ def show_plan(rows: Mapping[str, str]) -> None:
     for name, value in rows.items():
         table.add_row(f"[bold]{name}", value)
     _console().print(table)
+    sys.stdout.flush()  # before the long silence, also where the output is a pipe
 
 
 def summarize(evaluations: Sequence[Mapping[str, Any]], run: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """From settings to a run in its folder: build everything once, show the plan, run, and write what it found."""
 
-import json
-import os
 import signal
 import time
 from pathlib import Path
@@ -11,7 +9,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from o2o_diffusion.checkpoint import load_checkpoint
+from o2o_diffusion.checkpoint import check_writable, load_checkpoint
 from o2o_diffusion.config import CONFIGS, PACKAGE, Settings, compose
 from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.distributed import num_processes
@@ -104,10 +102,14 @@ class Run:
         """What is going to be done, for the header."""
         loop, components = self.loop, self.settings.components
         steps = " + ".join(
-            f"{phase.updates:,} updates ({phase.name})" if phase.updates else f"{phase.env_steps:,} steps ({phase.name})"
+            f"{phase.updates:,} updates ({phase.name})"
+            if phase.updates
+            else f"{phase.env_steps:,} steps ({phase.name})"
             for phase in loop.phases
         )
-        pools = ", ".join(f"{len(pool):,} {source.name.lower()}" for source, pool in loop.replay.pools.items() if len(pool))
+        pools = ", ".join(
+            f"{len(pool):,} {source.name.lower()}" for source, pool in loop.replay.pools.items() if len(pool)
+        )
         return {
             "task": self.task.description,
             "score": self.task.scores.source if self.task.scores else "raw return or success rate",
@@ -133,7 +135,9 @@ class Run:
         if batch is None:
             return loop.total_steps * self.config.updates_per_step * 0.01
         per_update = _seconds(lambda: learner.update(batch))
-        updates = sum(phase.updates + phase.cadence.updates * phase.env_steps // phase.cadence.steps for phase in loop.phases)
+        updates = sum(
+            phase.updates + phase.cadence.updates * phase.env_steps // phase.cadence.steps for phase in loop.phases
+        )
         refreshing = 0.0
         if generator.num_samples and loop.total_steps > generator.first_refresh:
             generator.begin_refresh(loop.replay, learner)
@@ -161,12 +165,14 @@ class Run:
         main = self.accelerator.is_main_process
         environment = task.make_environment() if main else None
         evaluator = self._evaluator() if main else None
+        learner, sampler = self._component("learner"), self._component("sampler")
+        self.folder.mkdir(parents=True, exist_ok=True)  # only now: nothing is left behind by what is refused above
         return Finetuning(
             config,
-            learner=self._component("learner"),
+            learner=learner,
             make_learner=lambda: self._component("learner"),
             generator=generator,
-            sampler=self._component("sampler"),
+            sampler=sampler,
             replay=replay,
             interaction=Interaction(environment, task.dataset.spec, seed=self._seed("environment"), device=device),
             evaluator=evaluator,
@@ -207,7 +213,9 @@ class Run:
         self._check_dataset(state, folder)
         theirs = compose(folder / SETTINGS, Finetuning.Config, GROUPS).components["learner"]
         if theirs != self.settings.components["learner"]:
-            raise InputError(f"setting 'pretrained': {folder} has learner {theirs.config}, expected this run's settings")
+            raise InputError(
+                f"setting 'pretrained': {folder} has learner {theirs.config}, expected this run's settings"
+            )
         self.loop.learner.load_state_dict(state["learner"])
         self.loop.updates = state["updates"]
 
@@ -238,19 +246,16 @@ class Run:
 
 
 def new_folder(settings: Settings) -> Path:
-    """The folder of a new run, made now; raises InputError when it can't be, or already holds a run."""
+    """The folder of a new run, not made yet; raises InputError when it can't be, or already holds a run."""
     config, components = settings.run, settings.components
     parts = [components[group].target.__name__.lower() for group in ("generator", "learner")]
     name = "_".join([Path(components["task"].config.dataset or "scratch").name, *parts, f"seed{config.seed}"])
     folder = Path(config.output) if config.output else _free(Path("runs") / name)
-    if (folder / SETTINGS).exists() and not config.output is None:
-        raise InputError(f"output '{folder}' already holds a run; choose another, or continue it with --resume {folder}")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"output '{folder}' can't be written: {error.strerror}") from error
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"output '{folder}' can't be written: permission denied")
+    if (folder / SETTINGS).exists():
+        raise InputError(
+            f"output '{folder}' already holds a run; choose another, or continue it with --resume {folder}"
+        )
+    check_writable(folder)
     return folder
 
 

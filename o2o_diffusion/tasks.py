@@ -41,9 +41,10 @@ class Task:
         if config.reward not in REWARDS:
             raise InputError(f"setting 'task.reward': '{config.reward}' is not one of {', '.join(REWARDS)}")
         self.config = config
-        if config.recording is not None and config.dataset is not None and config.dataset not in local_ids():
+        recording = config.recording
+        if recording is not None and recording.dataset == config.dataset and config.dataset not in local_ids():
             print(f"dataset {config.dataset} is missing: recording it", flush=True)
-            record(config.recording, config.dataset)
+            record(recording)
         dataset = load_dataset(config.dataset) if config.dataset else None
         self.environment = self._environment(dataset)
         environment = make_environment(self.environment, dataset.observation_keys if dataset else ())

@@ -135,9 +135,7 @@ class Episode:
     def __len__(self) -> int:
         return len(self.rewards)
 
-    def returns(
-        self, transform: RewardTransform, discount: float, failure_reward: float | None = None
-    ) -> np.ndarray:
+    def returns(self, transform: RewardTransform, discount: float, failure_reward: float | None = None) -> np.ndarray:
         """[T] discounted return-to-go of the transformed rewards; the only place where returns are computed.
 
         With `failure_reward` (raw), an episode in which every reward equals it is taken to fail for ever: its return

@@ -1,7 +1,6 @@
 """Record a task's dataset with the behaviours that ship with the package."""
 
 from dataclasses import dataclass
-from typing import Annotated
 
 from o2o_diffusion.config import command_line, main
 from o2o_diffusion.data.recording import record
@@ -10,19 +9,16 @@ from o2o_diffusion.errors import InputError
 
 @dataclass(frozen=True)
 class Config:
-    """Under which name to record."""
-
-    dataset: Annotated[str | None, "Minari id under o2o/; null: the task's own"] = None
+    """Everything is a setting of the task."""
 
 
 def record_task(argv: list[str]) -> int:
     """Record what `task.recording` describes, as a Minari dataset that is never written over another."""
     settings, _ = command_line(__doc__, "record.yaml", Config, ("task",), argv)
-    task = settings.components["task"].config
-    name = settings.run.dataset or task.dataset
-    if task.recording is None or name is None:
-        raise InputError("this task has no recording; choose one that has (configs/task) or set task.recording")
-    print(f"recorded {name} in {record(task.recording, name)}")
+    recording = settings.components["task"].config.recording
+    if recording is None:
+        raise InputError("this task has no recording; choose one that has, or set task.recording")
+    print(f"recorded {recording.dataset} in {record(recording)}")
     return 0
 
 

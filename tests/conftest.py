@@ -19,7 +19,9 @@ def pendulum_table(tmp_path_factory) -> str:
     import gymnasium as gym
 
     environment, random = gym.make("Pendulum-v1"), np.random.default_rng(0)
-    columns = {name: [] for name in ("observations", "actions", "rewards", "next_observations", "terminals", "timeouts")}
+    columns = {
+        name: [] for name in ("observations", "actions", "rewards", "next_observations", "terminals", "timeouts")
+    }
     for seed in range(2):
         observation, truncated = environment.reset(seed=seed)[0], False
         while not truncated:

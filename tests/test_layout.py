@@ -52,5 +52,9 @@ def test_importing_the_package_is_light():
 def test_the_loop_names_no_component():
     names = {path.stem for kind in COMPONENTS for path in (PACKAGE / kind).glob("*.py")} - {"__init__", "base", "model"}
     for module in ("finetuning", "runs", "interaction", "protocols"):
-        words = {node.id.lower() for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())) if isinstance(node, ast.Name)}
+        words = {
+            node.id.lower()
+            for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text()))
+            if isinstance(node, ast.Name)
+        }
         assert not words & names, module

@@ -37,6 +37,7 @@ class Stage:
 class Recording:
     """What to record. Stages follow each other, each ends with an episode, and none is cut short."""
 
+    dataset: Annotated[str, "Minari id to record under, beginning with o2o/"] = "o2o/recording-v0"
     environment: Annotated[str, "id in Gymnasium's registry"] = "HalfCheetah-v5"
     kwargs: Annotated[dict[str, Any], "keyword arguments of the environment"] = field(default_factory=dict)
     max_episode_steps: Annotated[int | None, "steps until an episode is truncated; null: the registered limit"] = None
@@ -50,7 +51,7 @@ class Recording:
         return EnvironmentSpec(self.environment, self.kwargs, self.max_episode_steps)
 
 
-def record(recording: Recording, dataset_id: str, *, progress: bool = True) -> Path:
+def record(recording: Recording, *, progress: bool = True) -> Path:
     """Record and write a dataset that Minari lists; returns its folder.
 
     Raises InputError where the id is taken, the settings do not fit, or the store cannot be written.
@@ -58,8 +59,8 @@ def record(recording: Recording, dataset_id: str, *, progress: bool = True) -> P
     environment = make_raw_environment(recording.spec)
     with (
         contextlib.closing(environment),
-        new_dataset(dataset_id) as data,
-        tqdm(total=recording.num_steps, desc=f"record {dataset_id}", unit="step", disable=not progress) as bar,
+        new_dataset(recording.dataset) as data,
+        tqdm(total=recording.num_steps, desc=f"record {recording.dataset}", unit="step", disable=not progress) as bar,
     ):
         buffers = []
         for buffer in _episodes(recording, environment):
@@ -67,8 +68,8 @@ def record(recording: Recording, dataset_id: str, *, progress: bool = True) -> P
             bar.update(min(len(buffer), bar.total - bar.n))
         behaviours = ", ".join(dict.fromkeys(stage.behaviour for stage in recording.stages))
         metadata = {"algorithm_name": behaviours, "recording": asdict(recording)}
-        write_dataset(data, dataset_id, environment, buffers, metadata)
-    return local.folder_of(dataset_id)
+        write_dataset(data, recording.dataset, environment, buffers, metadata)
+    return local.folder_of(recording.dataset)
 
 
 def _episodes(recording: Recording, environment: gym.Env) -> Iterator[EpisodeBuffer]:

@@ -43,20 +43,21 @@ class CFDG(Stateful):
 
         share: Annotated[float, "share of generated rows in a batch"] = 1 / 3
         online_share: Annotated[float, "share of the generated rows that carry the online label"] = 0.8
-        updates: Annotated[int, "optimiser steps of the first refresh"] = 6_000
-        refresh_updates: Annotated[int, "optimiser steps of a later, warm-started refresh"] = 2_000
+        updates: Annotated[int, "optimiser steps of the first refresh"] = 7_000
+        refresh_updates: Annotated[int, "optimiser steps of a later, warm-started refresh"] = 2_500
         num_samples: Annotated[int, "rows drawn after a refresh"] = 20_000
         refresh_interval: Annotated[int, "environment steps between refreshes"] = 5_000
         first_refresh: Annotated[int, "online rows before the first refresh"] = 5_000
         from_scratch: Annotated[bool, "forget the weights at each refresh"] = False
         pretrained: Annotated[str | None, "folder of a saved generator to start from; its network sizes win"] = None
-        batch_size: Annotated[int, "rows of a training batch, half of them of each label"] = 256
-        learning_rate: Annotated[float, "at the beginning of a refresh; falls to 0 along a cosine"] = 3e-4
+        batch_size: Annotated[int, "rows of a training batch, half of them of each label"] = 512
+        learning_rate: Annotated[float, "at the beginning of a refresh; falls to 0 along a cosine"] = 2e-3
         ema_decay: Annotated[float, "decay of the weights' average, which is what samples"] = 0.995
         label_dropout: Annotated[float, "share of training rows without their label"] = 0.25
         width: Annotated[int, "hidden units"] = 256
         depth: Annotated[int, "residual blocks"] = 4
         embedding_dim: Annotated[int, "width of the noise and label embedding"] = 128
+        differences: Annotated[bool, "model s' - s in place of s', so that one small step is learned exactly"] = True
         guidance: Annotated[float, "w of (1 + w) D(x, label) - w D(x, none)"] = 1.0
         guidance_ramp: Annotated[int, "online rows at which guidance reaches its full scale; 0: at once"] = 50_000
         solver: Annotated[Literal["dpm", "heun"], "DPM-Solver++ 2M, or the paper's stochastic Heun"] = "dpm"
@@ -195,8 +196,14 @@ class CFDG(Stateful):
         config = self.config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            sizes = {"width": config.width, "depth": config.depth, "embedding_dim": config.embedding_dim}
-            return TransitionDenoiser.create(self.spec, **sizes).to(self.device)  # pyright: ignore[reportArgumentType]
+            model = TransitionDenoiser.create(
+                self.spec,
+                width=config.width,
+                depth=config.depth,
+                embedding_dim=config.embedding_dim,
+                differences=config.differences,
+            )
+        return model.to(self.device)  # pyright: ignore[reportArgumentType]
 
     def _load(self, folder: str) -> TransitionDenoiser:
         """The saved model; raises InputError when it was altered or made for other columns."""

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -24,10 +25,12 @@ MAX_REWARD_VALUES = 8
 class TransitionDenoiser(ModelMixin, ConfigMixin):
     """Denoises normalised flat rows [s, a, r, s', termination]; config and buffers hold all that sampling needs.
 
-    Buffers, by column: mean and std of the normaliser (terminations 0 and 1: not normalised), low and high of
-    what may be generated. `reward_values` holds the distinct rewards where they are few, NaN elsewhere; `label_rows`
-    the number of rows of each label that the model was last fitted on. `columns` names the fields in order, with
-    their widths.
+    With `differences` the model sees s' - s in place of s': one step changes little, and errors are then measured by
+    that change. `columns` names the fields in order, with their widths.
+
+    Buffers, by column: mean and std of the normaliser (terminations 0 and 1: not normalised), low and high of what may
+    be generated. `reward_values` holds the distinct rewards where they are few, NaN elsewhere; `label_rows` the number
+    of rows of each label that the model was last fitted on.
     """
 
     mean: Tensor
@@ -66,11 +69,9 @@ class TransitionDenoiser(ModelMixin, ConfigMixin):
         self.register_buffer("label_rows", torch.zeros(len(labels), dtype=torch.int64))
 
     @classmethod
-    def create(cls, spec: TransitionSpec, *, width: int, depth: int, embedding_dim: int) -> "TransitionDenoiser":
-        """A new model for the rows of `spec`."""
-        return cls(
-            spec.observation_dim, spec.action_dim, layout(spec), width=width, depth=depth, embedding_dim=embedding_dim
-        )
+    def create(cls, spec: TransitionSpec, **settings: Any) -> "TransitionDenoiser":
+        """A new model for the rows of `spec`; `settings` are those of the constructor."""
+        return cls(spec.observation_dim, spec.action_dim, layout(spec), **settings)
 
     @property
     def spec(self) -> TransitionSpec:
@@ -96,18 +97,13 @@ class TransitionDenoiser(ModelMixin, ConfigMixin):
         held = [pool for pool in pools if len(pool)]
         for name, where in self.spec.columns.items():
             fields = [pool.fields[name][: len(pool)].reshape(len(pool), -1) for pool in held]
-            low = torch.stack([field.amin(0) for field in fields]).amin(0)
-            high = torch.stack([field.amax(0) for field in fields]).amax(0)
-            slack = margin * (high - low)
-            self.low[where], self.high[where] = low - slack, high + slack
+            self.low[where], self.high[where] = observed_range(fields, margin)
             if name == "next_observations" and self.config["differences"]:
                 fields = [f - pool.fields["observations"][: len(pool)] for f, pool in zip(fields, held, strict=True)]
-            mean = torch.stack([field.mean(0) for field in fields]).mean(0)
-            variance = torch.stack([(field - mean).square().mean(0) for field in fields]).mean(0)
-            self.mean[where], self.std[where] = mean, variance.sqrt().clamp(min=1e-3)
-        terminations, actions = self.spec.columns["terminations"], self.spec.columns["actions"]
-        self.mean[terminations], self.std[terminations] = 0.0, 1.0
-        self.low[actions], self.high[actions] = -1.0, 1.0
+            self.mean[where], self.std[where] = balanced_moments(fields)
+        columns = self.spec.columns
+        self.low[columns["actions"]], self.high[columns["actions"]] = -1.0, 1.0
+        self.mean[columns["terminations"]], self.std[columns["terminations"]] = 0.0, 1.0
         values = torch.cat([pool.fields["rewards"][: len(pool)] for pool in held]).unique()
         self.reward_values.fill_(torch.nan)
         if len(values) <= MAX_REWARD_VALUES:
@@ -141,6 +137,20 @@ class TransitionDenoiser(ModelMixin, ConfigMixin):
 def layout(spec: TransitionSpec) -> list[tuple[str, int]]:
     """The columns of a flat row of `spec`: names and widths, in order."""
     return [(name, where.stop - where.start) for name, where in spec.columns.items()]
+
+
+def observed_range(fields: Sequence[Tensor], margin: float) -> tuple[Tensor, Tensor]:
+    """[D] lowest and highest entries of `fields` ([N_i, D] each), and `margin` of the range beyond."""
+    low = torch.stack([field.amin(0) for field in fields]).amin(0)
+    high = torch.stack([field.amax(0) for field in fields]).amax(0)
+    return low - margin * (high - low), high + margin * (high - low)
+
+
+def balanced_moments(fields: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """[D] mean and standard deviation (at least 1e-3) of `fields` ([N_i, D] each), each field weighing the same."""
+    mean = torch.stack([field.mean(0) for field in fields]).mean(0)
+    variance = torch.stack([(field - mean).square().mean(0) for field in fields]).mean(0)
+    return mean, variance.sqrt().clamp(min=1e-3)
 
 
 def write_manifest(folder: Path) -> None:

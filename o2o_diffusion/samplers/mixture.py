@@ -29,8 +29,12 @@ class Mixture(Stateful):
         ramp: Annotated[int, "online rows at which the online shares reach their full size; 0: at once"] = 50_000
         offline: Annotated[float | None, "share of offline rows; null: as learner and generator ask"] = None
         online: Annotated[float | None, "share of online rows; null: as learner and generator ask"] = None
-        generated_offline: Annotated[float | None, "share of generated rows with the offline label; null: as asked"] = None
-        generated_online: Annotated[float | None, "share of generated rows with the online label; null: as asked"] = None
+        generated_offline: Annotated[float | None, "share of generated rows with the offline label; null: as asked"] = (
+            None
+        )
+        generated_online: Annotated[float | None, "share of generated rows with the online label; null: as asked"] = (
+            None
+        )
 
     def __init__(self, config: Config, spec: TransitionSpec, *, seed: int, device: torch.device | str = "cpu"):
         self.config = config
@@ -86,7 +90,9 @@ class Mixture(Stateful):
     def _counts(self, shares: Tensor, batch_size: int) -> list[int]:
         """Rows per pool; what rounding takes from a pool now it gets back later, so that shares are exact over time."""
         wanted = [batch_size * share + carry for share, carry in zip(shares.tolist(), self.carry, strict=True)]
-        counts = [max(0, int(number)) if share > 0 else 0 for number, share in zip(wanted, shares.tolist(), strict=True)]
+        counts = [
+            max(0, int(number)) if share > 0 else 0 for number, share in zip(wanted, shares.tolist(), strict=True)
+        ]
         while sum(counts) < batch_size:
             behind = max(range(len(counts)), key=lambda i: (shares[i] > 0, wanted[i] - counts[i]))
             counts[behind] += 1

@@ -1,5 +1,7 @@
 """Recordings are proper Minari datasets, made of whole episodes, complete or not there at all."""
 
+from dataclasses import replace
+
 import minari
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from o2o_diffusion.data.recording import Recording, Stage, record
 from o2o_diffusion.errors import InputError
 
 MAZE = {"continuing_task": False, "reset_target": False}
-PENDULUM = Recording("Pendulum-v1", {"g": 5.0}, 20, num_steps=100)
+PENDULUM = Recording("o2o/pendulum-v0", "Pendulum-v1", {"g": 5.0}, 20, num_steps=100)
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +28,7 @@ def files(folder):
 
 
 def test_a_recording_is_a_minari_dataset():
-    record(PENDULUM, "o2o/pendulum/tiny-v0", progress=False)
+    record(replace(PENDULUM, dataset="o2o/pendulum/tiny-v0"), progress=False)
     assert list(minari.list_local_datasets()) == ["o2o/pendulum/tiny-v0"]
     theirs, ours = minari.load_dataset("o2o/pendulum/tiny-v0"), load_dataset("o2o/pendulum/tiny-v0")
     assert theirs.total_steps == ours.num_transitions == 100 and len(ours.episodes) == 5
@@ -39,34 +41,36 @@ def test_a_recording_is_a_minari_dataset():
 
 def test_the_same_seed_records_the_same_data():
     for number, seed in enumerate((0, 0, 1)):
-        record(Recording("Pendulum-v1", num_steps=200, seed=seed), f"o2o/pendulum-v{number}", progress=False)
+        record(Recording(f"o2o/pendulum-v{number}", "Pendulum-v1", num_steps=200, seed=seed), progress=False)
     first, same, other = (load_dataset(f"o2o/pendulum-v{number}").fingerprint for number in range(3))
     assert first == same != other
 
 
 def test_waypoints_reach_the_goal():
-    recording = Recording("PointMaze_Medium-v3", MAZE, num_steps=2_000, stages=[Stage("waypoints", noise=0.5)])
-    record(recording, "o2o/maze-v0", progress=False)
+    recording = Recording(
+        "o2o/maze-v0", "PointMaze_Medium-v3", MAZE, num_steps=2_000, stages=[Stage("waypoints", noise=0.5)]
+    )
+    record(replace(recording, dataset="o2o/maze-v0"), progress=False)
     assert np.mean([episode.terminated for episode in load_dataset("o2o/maze-v0").episodes]) > 0.95
     with pytest.raises(InputError, match="drives PointMaze environments only, not Pendulum-v1"):
-        record(Recording("Pendulum-v1", stages=[Stage("waypoints")]), "o2o/other-v0", progress=False)
+        record(Recording("o2o/other-v0", "Pendulum-v1", stages=[Stage("waypoints")]), progress=False)
 
 
 def test_stages_get_their_shares_in_order(tmp_path, monkeypatch):
     monkeypatch.setattr(policy, "FOLDER", tmp_path)
     save_policy(tmp_path / "pendulum" / "still.safetensors", actor(), {"environment": "Pendulum-v1"})
     stages = [Stage("random", share=1), Stage("pendulum/still", share=3)]
-    record(Recording("Pendulum-v1", {}, 10, num_steps=80, stages=stages), "o2o/stages-v0", progress=False)
+    record(Recording("o2o/stages-v0", "Pendulum-v1", {}, 10, num_steps=80, stages=stages), progress=False)
     moving = [bool(np.abs(episode.actions).max() > 0) for episode in load_dataset("o2o/stages-v0").episodes]
     assert moving == [True] * 2 + [False] * 6
     with pytest.raises(InputError, match="'pendulum/stil'; did you mean 'pendulum/still'"):
-        record(Recording("Pendulum-v1", stages=[Stage("pendulum/stil")]), "o2o/typo-v0", progress=False)
+        record(Recording("o2o/typo-v0", "Pendulum-v1", stages=[Stage("pendulum/stil")]), progress=False)
     with pytest.raises(InputError, match=r"takes observations \[3\] and gives actions \[1\]"):
-        record(Recording("Hopper-v5", stages=[Stage("pendulum/still")]), "o2o/other-v0", progress=False)
+        record(Recording("o2o/other-v0", "Hopper-v5", stages=[Stage("pendulum/still")]), progress=False)
 
 
 def test_existing_and_foreign_ids_are_refused(store):
-    record(PENDULUM, "o2o/tiny-v0", progress=False)
+    record(replace(PENDULUM, dataset="o2o/tiny-v0"), progress=False)
     before = {path: path.read_bytes() for path in files(store)}
     for name, message in {
         "o2o/tiny-v0": "exists in",
@@ -75,7 +79,7 @@ def test_existing_and_foreign_ids_are_refused(store):
         "o2o/tiny": "Minari id",
     }.items():
         with pytest.raises(InputError, match=message):
-            record(PENDULUM, name, progress=False)
+            record(replace(PENDULUM, dataset=name), progress=False)
     assert before == {path: path.read_bytes() for path in files(store)}
 
 
@@ -87,7 +91,7 @@ def test_nothing_stays_behind_when_interrupted(store, monkeypatch, error, where)
 
     monkeypatch.setattr(module, where, interrupt)
     with pytest.raises(error):
-        record(PENDULUM, "o2o/tiny-v0", progress=False)
+        record(replace(PENDULUM, dataset="o2o/tiny-v0"), progress=False)
     assert list(store.iterdir()) == []
 
 

@@ -145,10 +145,16 @@ def test_restoring_inside_a_refresh_continues_bit_for_bit():
 
 
 def test_training_in_bf16_is_finite_and_gives_float32_rows():
-    generator, store = CFDG(TINY, SPEC, seed=0), replay()
+    """One autocast context around everything is the same as one around each update."""
+    generator, other, store = CFDG(TINY, SPEC, seed=0), CFDG(TINY, SPEC, seed=0), replay()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         refresh(generator, store)
         batch = generator.sample(50)
+    other.begin_refresh(store, AGENT)
+    for _ in range(other.num_updates):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            other.update(store, AGENT)
+    assert torch.equal(generator.model.network.encode.weight, other.model.network.encode.weight)
     assert generator.num_dropped == 0 and all(p.dtype == torch.float32 for p in generator.model.parameters())
     assert batch.observations.dtype == batch.rewards.dtype == torch.float32
 
