@@ -47,7 +47,7 @@ def average(tensors: Sequence[Tensor]) -> None:
 
 
 def mean(tensor: Tensor) -> Tensor:
-    """Detached mean of a per-row statistic over the rows of all processes; for statistics that enter a loss non-linearly."""
+    """Detached mean over the rows of all processes, for statistics that enter a loss non-linearly."""
     result = tensor.detach().mean()
     average([result])
     return result

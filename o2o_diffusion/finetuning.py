@@ -53,8 +53,8 @@ class Finetuning(Stateful):
         threads: Annotated[int, "threads per process; 0: the cores divided by the processes"] = 0
 
     counters = (
-        "phase", "owed", "phase_steps", "updates", "env_steps", "ticks", "refresh_left", "refresh_total", "last_refresh", "refreshes",
-        "generated_rows", "evaluated_at", "evaluations", "seconds", "facts",
+        "phase", "owed", "phase_steps", "updates", "env_steps", "ticks", "seconds", "facts",
+        "refresh_left", "refresh_total", "last_refresh", "refreshes", "generated_rows", "evaluated_at", "evaluations",
     )  # fmt: skip
 
     def __init__(

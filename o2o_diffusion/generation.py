@@ -17,7 +17,6 @@ from o2o_diffusion.data.datasets import load_dataset
 from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.errors import InputError, nearest
 from o2o_diffusion.hardware import choose_matmul, set_threads
-from o2o_diffusion.protocols import Agent
 from o2o_diffusion.report import show_plan
 from o2o_diffusion.types import Source, Transitions
 

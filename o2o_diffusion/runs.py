@@ -19,7 +19,7 @@ from o2o_diffusion.finetuning import Finetuning, generated_counts
 from o2o_diffusion.hardware import choose_matmul, set_threads
 from o2o_diffusion.interaction import Interaction
 from o2o_diffusion.logger import Logger
-from o2o_diffusion.protocols import Generator, Learner, Sampler
+from o2o_diffusion.protocols import Generator
 from o2o_diffusion.report import save_curve, save_summary, show_plan, show_summary, summarize
 from o2o_diffusion.tasks import Task
 from o2o_diffusion.types import Source
@@ -38,6 +38,7 @@ class Interruption:
             signal.signal(number, self._ask)
 
     def __call__(self) -> bool:
+        """Whether the run should leave."""
         return self.asked
 
     def _ask(self, number: int, frame: Any) -> None:
@@ -235,7 +236,8 @@ class Run:
         }
         summary = summarize(loop.evaluations, run)
         save_summary(summary, folder / SUMMARY)
-        title = f"{self.task.dataset.name}: {' + '.join(self.settings.components[g].target.__name__ for g in ('generator', 'learner'))}"
+        names = [self.settings.components[group].target.__name__ for group in ("generator", "learner")]
+        title = f"{self.task.dataset.name}: {' + '.join(names)}"
         save_curve(loop.evaluations, title, folder / "curve.png")
         paths = {"settings": folder / SETTINGS, "metrics": folder / "metrics.jsonl", "summary": folder / SUMMARY}
         paths |= {"learning curve": folder / "curve.png", "checkpoint": folder / "checkpoints"}

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import torch
 
-from o2o_diffusion.config import command_line, compose, main
 from o2o_diffusion.checkpoint import load_checkpoint
+from o2o_diffusion.config import command_line, compose, main
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.evaluation import Evaluator
 from o2o_diffusion.finetuning import Finetuning

@@ -1,4 +1,4 @@
-"""Fine-tune a policy online from an offline dataset: pretrain, train a generator, fine-tune on the mixture, evaluate."""
+"""Fine-tune a policy online from an offline dataset: pretrain, generate, fine-tune on the mixture, evaluate."""
 
 from o2o_diffusion.config import command_line, main
 from o2o_diffusion.finetuning import Finetuning

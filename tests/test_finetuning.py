@@ -40,7 +40,10 @@ def whole(tmp_path_factory):
     return {}
 
 
-@pytest.mark.parametrize("stop", [20, 55, 70, 95, 130, 190], ids="pretrain warmup refresh finetune later last".split())
+STOPS = {"pretrain": 20, "warmup": 55, "early": 70, "middle": 95, "later": 130, "last": 190}
+
+
+@pytest.mark.parametrize("stop", STOPS.values(), ids=STOPS)
 def test_a_stopped_run_ends_with_the_same_weights(tmp_path, tiny_run, tiny_cfdg, stop, whole):
     overrides = [*tiny_run, *tiny_cfdg, "learner=famo2o"]
     if not whole:

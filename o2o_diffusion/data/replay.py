@@ -7,6 +7,7 @@ from torch import Tensor
 
 from o2o_diffusion.types import Episode, RewardTransform, Source, Transitions, TransitionSpec
 
+RAW = RewardTransform()
 STORED = ("observations", "actions", "rewards", "next_observations", "terminations", "returns")
 
 
@@ -83,7 +84,7 @@ class Replay:
         spec: TransitionSpec,
         capacities: Mapping[Source, int],
         *,
-        transform: RewardTransform = RewardTransform(),
+        transform: RewardTransform = RAW,
         discount: float = 0.99,
         failure_reward: float | None = None,
         device: torch.device | str = "cpu",

@@ -69,7 +69,7 @@ class Mixture(Stateful):
         return replay.gather(rows[order].to(device), pools[order].to(device))
 
     def effective(self, replay: Replay) -> Tensor:
-        """[4] shares after settings, ramp and empty pools; they sum to 1. Raises ValueError when every pool is empty."""
+        """[4] shares after settings, ramp and empty pools, summing to 1; ValueError when every pool is empty."""
         chosen = [getattr(self.config, source.name.lower()) for source in Source]
         shares = torch.tensor(
             [self.shares.of(s) if c is None else c for s, c in zip(Source, chosen, strict=True)], dtype=torch.float64
