@@ -1,5 +1,6 @@
 """The generator on its own: trained from datasets without a learner, and drawn from into files."""
 
+import json
 import os
 import time
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from o2o_diffusion.checkpoint import check_writable
-from o2o_diffusion.config import Settings
+from o2o_diffusion.config import Settings, locate
 from o2o_diffusion.data.datasets import load_dataset
 from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.errors import InputError, nearest
@@ -21,6 +22,9 @@ from o2o_diffusion.report import show_plan
 from o2o_diffusion.types import Source, Transitions
 
 LABELS = {"online": Source.GENERATED_ONLINE, "offline": Source.GENERATED_OFFLINE}
+SAVED = "generator.json"
+"""In the folder of every saved generator; its `target` is the class that loads the folder."""
+
 SUFFIXES = (".npz", ".hdf5", ".safetensors")
 
 
@@ -101,8 +105,6 @@ def generate_file(
 
     Raises InputError, one line, for whatever is missing or unknown; an interrupted file is never left behind.
     """
-    from o2o_diffusion.generators.cfdg import CFDG
-
     if folder is None or output is None:
         raise InputError("give generator=<folder of a saved generator> and output=<file>")
     if label not in LABELS:
@@ -111,7 +113,11 @@ def generate_file(
     if path.suffix not in SUFFIXES:
         raise InputError(f"output '{output}' must end in one of {', '.join(SUFFIXES)}")
     check_writable(path.parent)
-    generator = CFDG.from_pretrained(folder, seed=seed)
+    saved = Path(folder) / SAVED
+    if not saved.is_file():
+        raise InputError(f"{folder} is not a saved generator: it has no {SAVED}")
+    target: Any = locate(json.loads(saved.read_text())["target"])
+    generator = target.from_pretrained(folder, seed=seed)
     rows = generator.sample(num_samples, source=LABELS[label])
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.tmp-{os.getpid()}{path.suffix}")

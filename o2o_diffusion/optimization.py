@@ -37,6 +37,7 @@ class Optimizer:
             nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
+        torch.clear_autocast_cache()  # holds copies of the old weights for as long as an autocast context lasts
         return loss.detach()
 
     def set_learning_rate(self, learning_rate: float) -> None:

@@ -50,5 +50,4 @@ class DenoiserTraining(Stateful):
         if self.num_done % self.average_interval == 0:
             decay = average_decay(self.decay, self.num_done // self.average_interval - 1)
             polyak_update(average, self.network, 1 - decay)
-        torch.clear_autocast_cache()  # holds copies of the old weights for as long as the autocast context lasts
         return loss

@@ -19,7 +19,7 @@ from o2o_diffusion.diffusion.loss import denoising_loss, draw_sigma
 from o2o_diffusion.diffusion.preconditioning import Denoiser, precondition
 from o2o_diffusion.diffusion.solvers import dpm_scheduler, karras_sigmas, sample_dpm, sample_heun
 from o2o_diffusion.diffusion.training import DenoiserTraining, drop_labels
-from o2o_diffusion.distributed import Noise, num_processes, shard
+from o2o_diffusion.distributed import Noise, gather, num_processes
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.generators.model import TransitionDenoiser, check_manifest, layout, write_manifest
 from o2o_diffusion.optimization import Stateful
@@ -135,7 +135,8 @@ class CFDG(Stateful):
         folder = Path(folder)
         self.model.save_pretrained(folder)
         self.scheduler().save_pretrained(folder)
-        settings = asdict(replace(self.config, pretrained=None))
+        target = f"{type(self).__module__}.{type(self).__qualname__}"
+        settings = {"target": target, **asdict(replace(self.config, pretrained=None))}
         (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
         write_manifest(folder)
 
@@ -151,6 +152,7 @@ class CFDG(Stateful):
         """The generator saved in `folder`; raises InputError when a file was altered or `spec` has other columns."""
         check_manifest(Path(folder))
         settings = json.loads((Path(folder) / SETTINGS).read_text())
+        settings.pop("target")
         if spec is None:
             saved = json.loads((Path(folder) / "config.json").read_text())
             spec = TransitionSpec(saved["observation_dim"], saved["action_dim"])
@@ -189,7 +191,7 @@ class CFDG(Stateful):
         else:
             sigmas = karras_sigmas(config.num_steps, model.sigma_min, model.sigma_max, model.rho)
             x = sample_heun(denoise, x, sigmas, churn=config.churn, normal=self.noise.normal)
-        return _gather(x)[:size]
+        return gather(x)[:size]
 
     def _new_model(self, seed: int) -> TransitionDenoiser:
         """A model whose weights depend on `seed` only."""
@@ -218,13 +220,3 @@ class CFDG(Stateful):
 def _in_words(columns: Sequence[tuple[str, int]]) -> str:
     """Columns in one line, as "observations 11, actions 3"."""
     return ", ".join(f"{name} {width}" for name, width in columns)
-
-
-def _gather(x: Tensor) -> Tensor:
-    """The rows of all processes, in the order of one process; each holds rows [rank::N] of them."""
-    if num_processes() == 1:
-        return x
-    rows = x.new_zeros(len(x) * num_processes(), *x.shape[1:])
-    shard(rows).copy_(x)
-    torch.distributed.all_reduce(rows)
-    return rows
