@@ -64,7 +64,7 @@ def compose(base: Path | str, run: type, groups: Sequence[str], overrides: Seque
     targets = {}
     with open_dict(root), read_write(root):
         for group in groups:
-            content = _group(group, chosen.get(group), given)
+            content = _group(group, chosen.get(group), given)  # pyright: ignore[reportArgumentType]
             targets[group] = locate(str(content.pop("target", "") or f"configs/{group}: 'target' is missing"))
             root[group] = _merged(OmegaConf.structured(targets[group].Config), content, f"{group}.")
     plain: dict[str, Any] = OmegaConf.to_container(root, resolve=False)  # type: ignore[assignment]

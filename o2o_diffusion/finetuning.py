@@ -69,7 +69,7 @@ class Finetuning(Stateful):
         evaluator: Evaluator | None,
         logger: Logger,
         folder: Path,
-        autocast: Callable[[], AbstractContextManager] = nullcontext,
+        autocast: Callable[..., AbstractContextManager] = nullcontext,
         interrupted: Callable[[], bool] = lambda: False,
         facts: dict[str, Any] | None = None,
         make_learner: Callable[[], Learner] | None = None,

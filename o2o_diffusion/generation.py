@@ -144,7 +144,7 @@ def _write(rows: Transitions, path: Path) -> None:
 
         save_file({name: column.contiguous() for name, column in columns.items()}, path)
     elif path.suffix == ".npz":
-        np.savez(path, **{name: column.numpy() for name, column in columns.items()})
+        np.savez(path, allow_pickle=False, **{name: column.numpy() for name, column in columns.items()})
     else:
         import h5py
 

@@ -57,7 +57,7 @@ class Optimizer:
 @torch.no_grad()
 def polyak_update(target: nn.Module, source: nn.Module, tau: float) -> None:
     """target <- (1 - tau) target + tau source, for every parameter."""
-    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)  # pyright: ignore[reportPrivateImportUsage]
 
 
 class Stateful:

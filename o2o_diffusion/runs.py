@@ -1,6 +1,5 @@
 """From settings to a run in its folder: build everything once, show the plan, run, and write what it found."""
 
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -9,15 +8,18 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from o2o_diffusion.checkpoint import check_writable, load_checkpoint
+from o2o_diffusion.checkpoint import load_checkpoint
 from o2o_diffusion.config import CONFIGS, PACKAGE, Settings, compose
 from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.distributed import num_processes
 from o2o_diffusion.errors import InputError
+from o2o_diffusion.estimate import expected_seconds
 from o2o_diffusion.evaluation import Evaluator
 from o2o_diffusion.finetuning import Finetuning, generated_counts
+from o2o_diffusion.folders import SETTINGS, SUMMARY, new_folder, newest_unfinished
 from o2o_diffusion.hardware import choose_matmul, set_threads
 from o2o_diffusion.interaction import Interaction
+from o2o_diffusion.interruption import Interruption
 from o2o_diffusion.logger import Logger
 from o2o_diffusion.protocols import Generator
 from o2o_diffusion.report import save_curve, save_summary, show_plan, show_summary, summarize
@@ -25,26 +27,7 @@ from o2o_diffusion.tasks import Task
 from o2o_diffusion.types import Source
 
 GROUPS = ("task", "generator", "sampler", "learner", "logger")
-SETTINGS, SUMMARY = "settings.yaml", "summary.json"
 SEEDS = ("learner", "generator", "sampler", "environment", "evaluation")
-
-
-class Interruption:
-    """Ctrl-C and SIGTERM ask the run to save and leave; the second one leaves at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask)
-
-    def __call__(self) -> bool:
-        """Whether the run should leave."""
-        return self.asked
-
-    def _ask(self, number: int, frame: Any) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
 
 
 class Run:
@@ -55,7 +38,7 @@ class Run:
         Logger.check(settings.components["logger"].config)
         tracker = settings.components["logger"].config.tracker
         resumed = load_checkpoint(folder / "checkpoints") if folder else None
-        self.folder = folder or new_folder(settings)
+        self.folder = folder or new_folder(self.config.output, self._name())
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(), log_with=tracker, project_dir=str(self.folder)
         )
@@ -121,32 +104,22 @@ class Run:
             "plan": steps,
             "processes": f"{num_processes()} on {self.accelerator.device.type}, {self.threads} threads each,"
             f" precision {self.accelerator.mixed_precision}, matrix products '{self.matmul}'",
-            "expected": f"about {self.expected_seconds() / 60:.0f} minutes",
+            "expected": self._expected(),
             "configurations": f"{CONFIGS} (package {PACKAGE})",
             "output": str(self.folder),
         }
 
-    def expected_seconds(self) -> float:
-        """Estimate from a few updates of throwaway components; environment and evaluation by rule of thumb."""
-        loop = self.loop
-        learner, generator = self._component("learner"), self._component("generator")
-        learner.begin_phase(loop.phases[0], loop.replay)
-        sampler = self._component("sampler")
-        batch = sampler.sample(loop.replay, learner.batch_size) if len(loop.replay.offline) else None
-        if batch is None:
-            return loop.total_steps * self.config.updates_per_step * 0.01
-        per_update = _seconds(lambda: learner.update(batch))
-        updates = sum(
-            phase.updates + phase.cadence.updates * phase.env_steps // phase.cadence.steps for phase in loop.phases
-        )
-        refreshing = 0.0
-        if generator.num_samples and loop.total_steps > generator.first_refresh:
-            generator.begin_refresh(loop.replay, learner)
-            refreshes = 1 + (loop.total_steps - 1 - generator.first_refresh) // generator.refresh_interval
-            refreshing = refreshes * generator.num_updates * _seconds(lambda: generator.update(loop.replay, learner))
-        evaluations = 2 + loop.total_steps // self.config.eval_interval
-        steps = loop.total_steps + evaluations * self.config.eval_episodes * 500
-        return updates * per_update + refreshing + steps * 2e-4
+    def _name(self) -> str:
+        """What a run's folder is called: dataset, generator, learner, seed."""
+        components = self.settings.components
+        dataset = Path(components["task"].config.dataset or "scratch").name
+        names = [components[group].target.__name__.lower() for group in ("generator", "learner")]
+        return "_".join([dataset, *names, f"seed{self.config.seed}"])
+
+    def _expected(self) -> str:
+        parts = (self._component(group) for group in ("learner", "generator", "sampler"))
+        minutes = expected_seconds(self.loop, *parts) / 60
+        return f"about {minutes:.0f} minutes" if minutes > 1 else "about a minute"
 
     def _loop(self) -> Finetuning:
         config, components, task = self.config, self.settings.components, self.task
@@ -241,46 +214,8 @@ class Run:
         save_curve(loop.evaluations, title, folder / "curve.png")
         paths = {"settings": folder / SETTINGS, "metrics": folder / "metrics.jsonl", "summary": folder / SUMMARY}
         paths |= {"learning curve": folder / "curve.png", "checkpoint": folder / "checkpoints"}
-        if hasattr(loop.generator, "save_pretrained") and loop.refreshes:
-            loop.generator.save_pretrained(folder / "generator")
+        save_generator = getattr(loop.generator, "save_pretrained", None)
+        if save_generator is not None and loop.refreshes:
+            save_generator(folder / "generator")
             paths["generator"] = folder / "generator"
         show_summary(summary, paths)
-
-
-def new_folder(settings: Settings) -> Path:
-    """The folder of a new run, not made yet; raises InputError when it can't be, or already holds a run."""
-    config, components = settings.run, settings.components
-    parts = [components[group].target.__name__.lower() for group in ("generator", "learner")]
-    name = "_".join([Path(components["task"].config.dataset or "scratch").name, *parts, f"seed{config.seed}"])
-    folder = Path(config.output) if config.output else _free(Path("runs") / name)
-    if (folder / SETTINGS).exists():
-        raise InputError(
-            f"output '{folder}' already holds a run; choose another, or continue it with --resume {folder}"
-        )
-    check_writable(folder)
-    return folder
-
-
-def newest_unfinished() -> Path:
-    """The newest run under runs/ that has a checkpoint and no summary."""
-    found = [path.parent for path in Path("runs").glob(f"*/{SETTINGS}") if not (path.parent / SUMMARY).exists()]
-    found = [folder for folder in found if (folder / "checkpoints").is_dir()]
-    if not found:
-        raise InputError("--resume auto: no interrupted run under runs/")
-    return max(found, key=lambda folder: (folder / "checkpoints").stat().st_mtime)
-
-
-def _free(folder: Path) -> Path:
-    number, free = 1, folder
-    while free.exists():
-        number += 1
-        free = folder.with_name(f"{folder.name}-{number}")
-    return free
-
-
-def _seconds(action: Any, repeats: int = 20) -> float:
-    action()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        action()
-    return (time.perf_counter() - start) / repeats

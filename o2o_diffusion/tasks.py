@@ -103,6 +103,6 @@ def reward_transform(config: Task.Config, episodes: Sequence[Episode], environme
 
 def _nothing(environment: AgentEnvironment) -> Dataset:
     """No episodes, with the dimensions of `environment`."""
-    (observation_dim,), (action_dim,) = environment.observation_space.shape, environment.action_space.shape
+    observation, action = environment.observation_space.sample(), environment.action_space.sample()
     name = environment.spec.id if environment.spec else "environment"
-    return Dataset(name, (), TransitionSpec(observation_dim, action_dim))
+    return Dataset(name, (), TransitionSpec(len(observation), len(action)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ class Transitions:
         terminations: Tensor,
         *,
         source: Source = Source.OFFLINE,
-        **known: Tensor,
+        **known: Any,
     ) -> Transitions:
         """Transitions with neutral values for every field that is not known: weight 1, return -inf."""
         size, device = len(observations), observations.device
@@ -151,7 +152,7 @@ class Episode:
             returns[step] = following
         return returns.astype(np.float32)
 
-    def transitions(self, **known: Tensor) -> Transitions:
+    def transitions(self, **known: Any) -> Transitions:
         """The episode's T transitions; only the last may carry a termination."""
         observations = torch.from_numpy(self.observations)
         terminations = torch.zeros(len(self))

@@ -12,7 +12,8 @@ from o2o_diffusion.config import command_line, compose, main
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.evaluation import Evaluator
 from o2o_diffusion.finetuning import Finetuning
-from o2o_diffusion.runs import GROUPS, SETTINGS
+from o2o_diffusion.folders import SETTINGS
+from o2o_diffusion.runs import GROUPS
 
 
 @dataclass(frozen=True)

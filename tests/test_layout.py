@@ -12,7 +12,7 @@ LEVELS = [
     {"protocols"},
     {"generators", "samplers", "learners"},
     {"interaction", "evaluation", "logger", "checkpoint", "quality", "report", "tasks"},
-    {"finetuning", "runs", "generation"},
+    {"finetuning", "runs", "generation", "estimate", "folders", "interruption"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 COMPONENTS = {"generators", "samplers", "learners"}

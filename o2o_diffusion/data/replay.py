@@ -1,6 +1,7 @@
 """The store every component reads: offline, online and generated rows side by side in one block of memory."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -140,7 +141,7 @@ class Replay:
         """Transitions of `rows` ([B], index in the pool) of `pools` ([B], a `Source` each), in one read per field."""
         starts = torch.tensor([self.pools[source].start for source in Source], device=rows.device)
         where = rows + starts[pools]
-        fields = {name: self.memory[name].index_select(0, where) for name in (*STORED, "sources")}
+        fields: dict[str, Any] = {name: self.memory[name].index_select(0, where) for name in (*STORED, "sources")}
         return Transitions.create(**fields, rows=rows)
 
     def state_dict(self) -> dict:

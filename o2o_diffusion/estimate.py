@@ -1,0 +1,35 @@
+"""How long a run will take, from a few updates of components that are thrown away."""
+
+import time
+from collections.abc import Callable
+
+from o2o_diffusion.finetuning import Finetuning
+from o2o_diffusion.protocols import Generator, Learner, Sampler
+
+ENV_SECONDS = 2e-4
+"""Of an environment step, by rule of thumb; evaluation episodes are taken to have 500 of them."""
+
+
+def expected_seconds(loop: Finetuning, learner: Learner, generator: Generator, sampler: Sampler) -> float:
+    """Wall seconds of `loop`, which is not touched; the other components are."""
+    if not len(loop.replay.offline) or not loop.phases:
+        return loop.total_steps * loop.config.updates_per_step * 0.01
+    learner.begin_phase(loop.phases[0], loop.replay)
+    batch = sampler.sample(loop.replay, learner.batch_size)
+    updates = sum(p.updates + p.cadence.updates * p.env_steps // p.cadence.steps for p in loop.phases)
+    seconds = updates * _seconds(lambda: learner.update(batch))
+    if generator.num_samples and loop.total_steps > generator.first_refresh:
+        generator.begin_refresh(loop.replay, learner)
+        refreshes = 1 + (loop.total_steps - 1 - generator.first_refresh) // generator.refresh_interval
+        each = _seconds(lambda: generator.update(loop.replay, learner))
+        seconds += refreshes * generator.num_updates * each
+    evaluations = 2 + loop.total_steps // loop.config.eval_interval
+    return seconds + ENV_SECONDS * (loop.total_steps + 500 * evaluations * loop.config.eval_episodes)
+
+
+def _seconds(action: Callable[[], object], repeats: int = 20) -> float:
+    action()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        action()
+    return (time.perf_counter() - start) / repeats
