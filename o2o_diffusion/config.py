@@ -126,12 +126,14 @@ def available(group: str) -> list[str]:
 
 
 def main(function: Callable[[list[str]], int | None]) -> None:
-    """Run a script: a user's mistake is one line on stderr and exit code 2."""
+    """Run a script: a user's mistake is one line on stderr and exit code 2, Ctrl-C exit code 130."""
     try:
         sys.exit(function(sys.argv[1:]))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def describe(cls: type, prefix: str = "") -> list[tuple[str, Any, str]]:

@@ -1,5 +1,6 @@
 """Gradient steps averaged over processes, target averaging, and state that saves itself."""
 
+import copy
 from collections.abc import Iterable
 
 import torch
@@ -50,8 +51,8 @@ class Optimizer:
         return self.adam.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue from `state`."""
-        self.adam.load_state_dict(state)
+        """Continue from a copy of `state`; Adam alone would share its tensors."""
+        self.adam.load_state_dict(copy.deepcopy(state))
 
 
 @torch.no_grad()

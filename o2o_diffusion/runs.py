@@ -66,10 +66,10 @@ class Run:
     def execute(self) -> int:
         """Show the plan, run to the end or an interruption, write and show the result; returns the exit code."""
         main = self.accelerator.is_main_process
+        self.loop.interrupted = Interruption()
         if main:
             self.settings.save(self.folder / SETTINGS)
             show_plan(self.plan())
-        self.loop.interrupted = Interruption()
         start = time.perf_counter()
         finished = self.loop.run()
         self.loop.seconds["total"] = self.loop.seconds.get("total", 0.0) + time.perf_counter() - start

@@ -36,7 +36,7 @@ def test_finetune_then_evaluate_under_the_launcher(tmp_path, tiny_run, tiny_cfdg
     ]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
-    for shown in ("Pendulum-v1", "after offline pretraining", "learning curve", "generated rows used", "minutes"):
+    for shown in ("Pendulum-v1", "after offline pretraining", "learning curve", "generated rows used", "minute"):
         assert shown in result.stdout
     written = {path.name for path in folder.iterdir()}
     assert written == {"settings.yaml", "metrics.jsonl", "summary.json", "curve.png", "checkpoints", "generator"}

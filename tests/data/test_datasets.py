@@ -134,8 +134,8 @@ def test_returns_of_a_loaded_episode(tmp_path, table):
 
 def test_pointmaze_is_flattened_like_its_environment():
     maze = {"continuing_task": False, "reset_target": False}
-    recording = Recording("PointMaze_UMaze-v3", maze, 30, num_steps=60, stages=[Stage("waypoints")])
-    record(recording, "o2o/maze/tiny-v0", progress=False)
+    recording = Recording("o2o/maze/tiny-v0", "PointMaze_UMaze-v3", maze, 30, num_steps=60, stages=[Stage("waypoints")])
+    record(recording, progress=False)
     dataset = load_dataset("o2o/maze/tiny-v0")
     assert dataset.observation_keys == ("desired_goal", "observation") and dataset.spec.observation_dim == 6
     assert dataset.environment is not None and dataset.environment.max_episode_steps == 30
