@@ -1,0 +1,84 @@
+"""Several seeds of one or more settings, side by side, into one JSON file and one table.
+
+    python benchmarks/runs.py default --seeds 5 --vary generator=cfdg generator=none -- online_steps=6000
+
+Runs lie under runs/benchmarks/<name>/ and are skipped when they are finished, so that the command can be repeated after
+an interruption. Each process has one thread; `--jobs` of them run at a time.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+COLUMNS = {
+    "seed": "seed",
+    "score_at_switch": "at the switch",
+    "worst_score": "worst after it",
+    "final_score": "final",
+    "gain": "gain",
+    "gain_se": "± s.e.",
+    "env_steps": "real steps",
+    "updates": "updates",
+    "generated_rows": "generated rows",
+}
+
+
+def run(folder: Path, overrides: list[str]) -> None:
+    """One run, unless it is finished; what it prints goes to a log beside it."""
+    if (folder / "summary.json").exists():
+        return
+    resume = [f"--resume={folder}"] if list(folder.glob("checkpoints/step_*")) else [*overrides, f"output={folder}"]
+    command = [sys.executable, str(ROOT / "scripts" / "finetune.py"), *resume]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".log").open("a") as log:
+        code = subprocess.run(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode
+    print(f"{folder}: {'done' if code == 0 else f'exit code {code}'}", flush=True)
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown, a row a run."""
+    lines = ["| settings | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for row in rows:
+        values = (row[name] for name in COLUMNS)
+        shown = (f"{value:.1f}" if isinstance(value, float) else f"{value:,}" for value in values)
+        lines.append(f"| {row['settings']} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Parse, run, collect."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="of the benchmark: docs/results/<name>.json")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 ... N-1")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--vary", nargs="+", action="append", default=[], help="settings of which each gets its runs")
+    parser.add_argument("overrides", nargs="*", help="settings of every run, after --")
+    arguments = parser.parse_args()
+    runs = {}
+    for choice in itertools.product(*arguments.vary):
+        for seed in range(arguments.seeds):
+            label = " ".join(part.rpartition("=")[2].rpartition("local/")[2].replace("/", "-") for part in choice)
+            folder = ROOT / "runs" / "benchmarks" / arguments.name / f"{label.replace(' ', '_') or 'run'}_{seed}"
+            common = ["threads=1", "logger.progress=false", f"seed={seed}"]
+            runs[folder] = (label, [*arguments.overrides, *choice, *common])
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        list(pool.map(lambda item: run(item[0], item[1][1]), runs.items()))
+    rows = []
+    for folder, (label, _) in runs.items():
+        if (folder / "summary.json").exists():
+            rows.append({"settings": label, **json.loads((folder / "summary.json").read_text())})
+    command = "python benchmarks/runs.py " + shlex.join(sys.argv[1:])
+    path = ROOT / "docs" / "results" / f"{arguments.name}.json"
+    path.write_text(json.dumps({"command": command, "runs": rows}, indent=1) + "\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
