@@ -35,12 +35,12 @@ class Finetuning(Stateful):
 
         seed: Annotated[int, "decides everything random in the run"] = 0
         discount: Annotated[float, "of future rewards"] = 0.99
-        pretrain_updates: Annotated[int, "offline updates"] = 20_000
-        online_steps: Annotated[int, "environment steps of fine-tuning, warm-up included"] = 10_000
+        pretrain_updates: Annotated[int, "offline updates"] = 10_000
+        online_steps: Annotated[int, "environment steps of fine-tuning, warm-up included"] = 6_000
         warmup_steps: Annotated[int, "environment steps at the switch that are only collected, nothing is trained"] = (
             1_000
         )
-        updates_per_step: Annotated[int, "updates after every environment step"] = 1
+        updates_per_step: Annotated[int, "updates after every environment step"] = 3
         online_capacity: Annotated[int, "rows of the online ring"] = 1_000_000
         eval_interval: Annotated[int, "environment steps between evaluations"] = 1_000
         eval_episodes: Annotated[int, "episodes of an evaluation on the way"] = 10

@@ -43,11 +43,11 @@ class CFDG(Stateful):
 
         share: Annotated[float, "share of generated rows in a batch"] = 1 / 3
         online_share: Annotated[float, "share of the generated rows that carry the online label"] = 0.8
-        updates: Annotated[int, "optimiser steps of the first refresh"] = 7_000
-        refresh_updates: Annotated[int, "optimiser steps of a later, warm-started refresh"] = 2_500
+        updates: Annotated[int, "optimiser steps of the first refresh"] = 5_000
+        refresh_updates: Annotated[int, "optimiser steps of a later, warm-started refresh"] = 2_000
         num_samples: Annotated[int, "rows drawn after a refresh"] = 20_000
-        refresh_interval: Annotated[int, "environment steps between refreshes"] = 5_000
-        first_refresh: Annotated[int, "online rows before the first refresh"] = 5_000
+        refresh_interval: Annotated[int, "environment steps between refreshes"] = 2_000
+        first_refresh: Annotated[int, "online rows before the first refresh"] = 2_000
         from_scratch: Annotated[bool, "forget the weights at each refresh"] = False
         pretrained: Annotated[str | None, "folder of a saved generator to start from; its network sizes win"] = None
         batch_size: Annotated[int, "rows of a training batch, half of them of each label"] = 512
@@ -59,7 +59,7 @@ class CFDG(Stateful):
         embedding_dim: Annotated[int, "width of the noise and label embedding"] = 128
         differences: Annotated[bool, "model s' - s in place of s', so that one small step is learned exactly"] = True
         guidance: Annotated[float, "w of (1 + w) D(x, label) - w D(x, none)"] = 1.0
-        guidance_ramp: Annotated[int, "online rows at which guidance reaches its full scale; 0: at once"] = 50_000
+        guidance_ramp: Annotated[int, "online rows at which guidance reaches its full scale; 0: at once"] = 10_000
         solver: Annotated[Literal["dpm", "heun"], "DPM-Solver++ 2M, or the paper's stochastic Heun"] = "dpm"
         num_steps: Annotated[int, "solver steps"] = 16
         churn: Annotated[float, "Heun's added noise; 0: deterministic"] = 80.0
