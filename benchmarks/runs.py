@@ -1,6 +1,6 @@
 """Several seeds of one or more settings, side by side, into one JSON file and one table.
 
-    python benchmarks/runs.py default --seeds 5 --vary generator=cfdg generator=none -- online_steps=6000
+    python benchmarks/runs.py default --seeds 5 --vary generator=cfdg generator=none --set online_steps=6000
 
 Runs lie under runs/benchmarks/<name>/ and are skipped when they are finished, so that the command can be repeated after
 an interruption. Each process has one thread; `--jobs` of them run at a time.
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 ... N-1")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--vary", nargs="+", action="append", default=[], help="settings of which each gets its runs")
-    parser.add_argument("overrides", nargs="*", help="settings of every run, after --")
+    parser.add_argument("--set", nargs="+", default=[], help="settings of every run")
     arguments = parser.parse_args()
     runs = {}
     for choice in itertools.product(*arguments.vary):
@@ -67,7 +67,7 @@ def main() -> None:
             label = " ".join(part.rpartition("=")[2].rpartition("local/")[2].replace("/", "-") for part in choice)
             folder = ROOT / "runs" / "benchmarks" / arguments.name / f"{label.replace(' ', '_') or 'run'}_{seed}"
             common = ["threads=1", "logger.progress=false", f"seed={seed}"]
-            runs[folder] = (label, [*arguments.overrides, *choice, *common])
+            runs[folder] = (label, [*arguments.set, *choice, *common])
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(lambda item: run(item[0], item[1][1]), runs.items()))
     rows = []

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ class Logger:
         """Write one line: where the run stands and `metrics`."""
         if not self.writes:
             return
-        values = {name: float(value) if isinstance(value, Tensor) else value for name, value in metrics.items()}
+        values = {name: _plain(value) for name, value in metrics.items()}
         with self.path.open("a") as file:
             file.write(json.dumps({"updates": updates, "env_steps": env_steps, **values}) + "\n")
         if self.config.tracker is not None:
@@ -93,6 +94,12 @@ class Logger:
         if self.writes:
             with self.path.open("r+b") as file:
                 file.truncate(state["bytes"])
+
+
+def _plain(value: Tensor | float | str | None) -> float | str | None:
+    """`value` as JSON; a number that is not finite becomes null."""
+    value = float(value) if isinstance(value, Tensor) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

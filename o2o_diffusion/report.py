@@ -72,7 +72,8 @@ def show_summary(summary: Mapping[str, Any], paths: Mapping[str, Path]) -> None:
 
 def save_summary(summary: Mapping[str, Any], path: Path) -> None:
     """Write the summary as JSON."""
-    path.write_text(json.dumps(summary, indent=2) + "\n")
+    known = {name: None if value != value else value for name, value in summary.items()}  # NaN is no JSON
+    path.write_text(json.dumps(known, indent=2) + "\n")
 
 
 def save_curve(evaluations: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
