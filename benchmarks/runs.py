@@ -76,6 +76,7 @@ def main() -> None:
             rows.append({"settings": label, **json.loads((folder / "summary.json").read_text())})
     command = "python benchmarks/runs.py " + shlex.join(sys.argv[1:])
     path = ROOT / "docs" / "results" / f"{arguments.name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"command": command, "runs": rows}, indent=1) + "\n")
     print(table(rows))
 

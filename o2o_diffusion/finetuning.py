@@ -37,9 +37,7 @@ class Finetuning(Stateful):
         discount: Annotated[float, "of future rewards"] = 0.99
         pretrain_updates: Annotated[int, "offline updates"] = 10_000
         online_steps: Annotated[int, "environment steps of fine-tuning, warm-up included"] = 6_000
-        warmup_steps: Annotated[int, "environment steps at the switch that are only collected, nothing is trained"] = (
-            1_000
-        )
+        warmup_steps: Annotated[int, "first environment steps, in which nothing is trained"] = 1_000
         updates_per_step: Annotated[int, "updates after every environment step"] = 3
         online_capacity: Annotated[int, "rows of the online ring"] = 1_000_000
         eval_interval: Annotated[int, "environment steps between evaluations"] = 1_000
@@ -194,8 +192,9 @@ class Finetuning(Stateful):
         self.refreshes += 1
         counts = generated_counts(self.generator)
         self.replay.replace_generated({source: self.generate(source, count) for source, count in counts.items()})
-        self.generated_rows += sum(len(self.replay.pools[source]) for source in counts)
-        self.log("refresh", metrics)
+        rows = sum(len(self.replay.pools[source]) for source in counts)
+        self.generated_rows += rows
+        self.log("refresh", {**metrics, "rows": rows, "asked_rows": self.generator.num_samples})
 
     def generate(self, source: Source, count: int) -> Transitions:
         """`count` new rows of one label."""
