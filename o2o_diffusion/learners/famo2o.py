@@ -43,7 +43,7 @@ class FamO2O(IQL):
         balance_interval: Annotated[int, "updates per step of the balance policy; AntMaze 1"] = 5
 
     config: Config  # pyright: ignore[reportIncompatibleVariableOverride]
-    counters = (*IQL.counters, "num_updates", "is_online")
+    counters = (*IQL.counters, "is_online")
 
     def build(self) -> None:
         """IQL's networks, with a universal policy; a balance policy and its temperature."""
@@ -55,7 +55,6 @@ class FamO2O(IQL):
         self.temperature = Temperature().to(self.device)
         self.balance_optimizer = Optimizer(self.balance.parameters(), c.learning_rate)
         self.temperature_optimizer = Optimizer(self.temperature.parameters(), c.learning_rate)
-        self.num_updates = 0
         self.is_online = False
 
     def build_actor(self) -> GaussianActor:
@@ -104,8 +103,7 @@ class FamO2O(IQL):
         """Every `balance_interval` updates balance policy and temperature, then the universal policy."""
         actor_loss = self.actor_loss(batch, q)  # at betas of the balance policy before its step
         metrics = self.update_balance(batch) if self.num_updates % self.config.balance_interval == 0 else {}
-        self.num_updates += 1
-        return metrics | {"actor_loss": self.actor_optimizer.step(actor_loss)}
+        return metrics | {"actor_loss": self.step_actor(actor_loss)}
 
     def update_balance(self, batch: Transitions) -> Metrics:
         """One step of the balance policy and of its temperature."""
@@ -118,4 +116,4 @@ class FamO2O(IQL):
 
     def policy(self, observations: Tensor) -> Gaussian:
         """The universal policy at the balance policy's most probable beta."""
-        return self.actor(observations, encode(self.scale(self.balance(observations).mode)))
+        return self.acting_actor(observations, encode(self.scale(self.balance(observations).mode)))

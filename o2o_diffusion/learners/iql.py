@@ -25,7 +25,8 @@ class IQL(BaseLearner):
     """Learns from dataset actions only; the same objective, at the same constant rates, offline and online.
 
     Advantage-weighted regression is the policy improvement itself, not a constraint beside it, so that no loss here
-    is multiplied by `batch.regularization`.
+    is multiplied by `batch.regularization`. The policy that acts and is evaluated may be a running average of the actor
+    (`actor_tau` below 1), which is not in the paper: the last actor's score swings by tens of points between updates.
     """
 
     @dataclass(frozen=True)
@@ -35,19 +36,23 @@ class IQL(BaseLearner):
         expectile: Annotated[float, "expectile of Q that V regresses on, in (0, 1)"] = 0.7
         inverse_temperature: Annotated[float, "sharpness of the advantage weights: 0 clones, more improves"] = 3.0
         dropout: Annotated[float, "rate in the actor's hidden layers; 0.1 for Adroit and Kitchen"] = 0.0
+        actor_tau: Annotated[float, "share of the actor that the acting one takes over at each update; 1: all"] = 1.0
 
     config: Config
+    counters = (*BaseLearner.counters, "num_updates")
 
     def build(self) -> None:
         """An actor, a value, two critics with targets."""
         c, dims = self.config, (self.spec.observation_dim, self.spec.action_dim)
         self.actor = self.build_actor().to(self.device)
+        self.acting_actor = deepcopy(self.actor).requires_grad_(False)
         self.value = Value(self.spec.observation_dim, c.hidden).to(self.device)
         self.critic = Critic(*dims, c.hidden).to(self.device)
         self.target_critic = deepcopy(self.critic).requires_grad_(False)
         self.actor_optimizer = Optimizer(self.actor.parameters(), c.learning_rate)
         self.value_optimizer = Optimizer(self.value.parameters(), c.learning_rate)
         self.critic_optimizer = Optimizer(self.critic.parameters(), c.learning_rate)
+        self.num_updates = 0
 
     def build_actor(self) -> GaussianActor:
         """The policy network."""
@@ -89,8 +94,15 @@ class IQL(BaseLearner):
 
     def update_actor(self, batch: Transitions, q: Tensor) -> Metrics:
         """One step of the policy."""
-        return {"actor_loss": self.actor_optimizer.step(self.actor_loss(batch, q))}
+        return {"actor_loss": self.step_actor(self.actor_loss(batch, q))}
+
+    def step_actor(self, loss: Tensor) -> Tensor:
+        """One step of the actor, which the acting one follows; at first as the plain mean of all actors so far."""
+        loss = self.actor_optimizer.step(loss)
+        self.num_updates += 1
+        polyak_update(self.acting_actor, self.actor, max(self.config.actor_tau, 1 / self.num_updates))
+        return loss
 
     def policy(self, observations: Tensor) -> Gaussian:
-        """The actor's distribution of actions."""
-        return self.actor(observations)
+        """The acting actor's distribution of actions."""
+        return self.acting_actor(observations)

@@ -79,3 +79,11 @@ def test_learns_the_better_action_of_a_bandit():
         iql.update(Transitions.create(states, actions, good.float(), states, torch.ones(64)))
     assert (iql.act(torch.zeros(1, 3), deterministic=True) - 0.5).abs().max() < 0.1
     assert abs(iql.value(torch.zeros(1, 3)).item() - 0.3) < 0.1
+
+
+def test_the_acting_actor_is_first_the_mean_of_all_actors_and_then_their_running_average():
+    iql, actors = learner(actor_tau=0.4), []
+    for scale in (1.0, 2.0, 4.0):
+        iql.step_actor(sum((scale * parameter).sum() for parameter in iql.actor.parameters()))
+        actors.append(iql.actor.log_std.detach().clone())
+    assert torch.allclose(iql.acting_actor.log_std, 0.6 * (actors[0] + actors[1]) / 2 + 0.4 * actors[2])
