@@ -45,6 +45,7 @@ def tiny_run(pendulum_table):
         "pretrain_updates=40",
         "warmup_steps=20",
         "online_steps=80",
+        "updates_per_step=1",
         "eval_interval=40",
         "eval_episodes=1",
         "final_eval_episodes=2",
