@@ -13,6 +13,7 @@ LEVELS = [
     {"generators", "samplers", "learners"},
     {"interaction", "evaluation", "logger", "checkpoint", "quality", "report", "tasks"},
     {"finetuning", "runs", "generation", "estimate", "folders", "interruption"},
+    {"scripts"},  # in an installed package
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 COMPONENTS = {"generators", "samplers", "learners"}
