@@ -36,7 +36,7 @@ class Finetuning(Stateful):
         seed: Annotated[int, "decides everything random in the run"] = 0
         discount: Annotated[float, "of future rewards"] = 0.99
         pretrain_updates: Annotated[int, "offline updates"] = 10_000
-        online_steps: Annotated[int, "environment steps of fine-tuning, warm-up included"] = 6_000
+        online_steps: Annotated[int, "environment steps of fine-tuning, warm-up included"] = 10_000
         warmup_steps: Annotated[int, "first environment steps, in which nothing is trained"] = 1_000
         updates_per_step: Annotated[int, "updates after every environment step"] = 3
         online_capacity: Annotated[int, "rows of the online ring"] = 1_000_000

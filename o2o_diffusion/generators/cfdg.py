@@ -46,7 +46,7 @@ class CFDG(Stateful):
         updates: Annotated[int, "optimiser steps of the first refresh"] = 5_000
         refresh_updates: Annotated[int, "optimiser steps of a later, warm-started refresh"] = 2_000
         num_samples: Annotated[int, "rows drawn after a refresh"] = 20_000
-        refresh_interval: Annotated[int, "environment steps between refreshes"] = 2_000
+        refresh_interval: Annotated[int, "environment steps between refreshes"] = 4_000
         first_refresh: Annotated[int, "online rows before the first refresh"] = 2_000
         from_scratch: Annotated[bool, "forget the weights at each refresh"] = False
         pretrained: Annotated[str | None, "folder of a saved generator to start from; its network sizes win"] = None
