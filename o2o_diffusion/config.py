@@ -105,18 +105,19 @@ def command_line(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=_help(base, run, groups) if {"-h", "--help"} & set(argv) else None,
-        usage="%(prog)s [--GROUP NAME ...] [setting=value ...]",
+        usage=f"%(prog)s {'[--GROUP NAME ...] ' if groups else ''}[setting=value ...]",
     )
     parser.add_argument("overrides", nargs="*", metavar="setting=value", help="any setting listed below")
-    for group in (*groups, "experiment"):
-        parser.add_argument(f"--{group}", metavar="NAME", help=f"one of {', '.join(available(group)) or 'none yet'}")
+    choices = [group for group in (*groups, "experiment") if available(group)] if groups else []
+    for group in choices:
+        parser.add_argument(f"--{group}", metavar="NAME", help=f"one of {', '.join(available(group))}")
     for flag, text in (flags or {}).items():
         parser.add_argument(f"--{flag}", nargs="?", const="auto", help=text)
     arguments = parser.parse_intermixed_args(list(argv))
     for flag in flags or {}:
         if getattr(arguments, flag) is not None:
             return None, arguments
-    named = [f"{g}={getattr(arguments, g)}" for g in (*groups, "experiment") if getattr(arguments, g) is not None]
+    named = [f"{group}={getattr(arguments, group)}" for group in choices if getattr(arguments, group) is not None]
     return compose(CONFIGS / base, run, groups, [*named, *arguments.overrides]), arguments
 
 
