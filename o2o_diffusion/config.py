@@ -47,13 +47,14 @@ class Settings:
         path.write_text(OmegaConf.to_yaml(OmegaConf.create(self.plain)))
 
 
-def compose(base: Path | str, run: type, groups: Sequence[str], overrides: Sequence[str] = ()) -> Settings:
+def compose(base: Path | None, run: type, groups: Sequence[str], overrides: Sequence[str] = ()) -> Settings:
     """Settings of the file `base`, its groups' files and `overrides` ("key=value"), last wins.
 
-    `base` gives each group a name (`configs/<group>/<name>.yaml`), a path ending in .yaml, or the settings themselves.
+    `base`, where there is one, gives each group a name (`configs/<group>/<name>.yaml`), a path ending in .yaml, or the
+    settings themselves.
     Raises InputError, one line, for whatever is unknown or of the wrong type.
     """
-    chosen = _load(Path(base))
+    chosen = _load(base) if base else OmegaConf.create()
     given = _parse(overrides, groups)
     if "experiment" in given:
         experiment = _load(_find("experiment", str(given.pop("experiment"))))
@@ -91,7 +92,7 @@ def locate(target: str) -> type:
 
 def command_line(
     description: str,
-    base: str,
+    base: str | None,
     run: type,
     groups: Sequence[str],
     argv: Sequence[str],
@@ -118,7 +119,7 @@ def command_line(
         if getattr(arguments, flag) is not None:
             return None, arguments
     named = [f"{group}={getattr(arguments, group)}" for group in choices if getattr(arguments, group) is not None]
-    return compose(CONFIGS / base, run, groups, [*named, *arguments.overrides]), arguments
+    return compose(CONFIGS / base if base else None, run, groups, [*named, *arguments.overrides]), arguments
 
 
 def available(group: str) -> list[str]:
@@ -151,8 +152,8 @@ def describe(cls: type, prefix: str = "") -> list[tuple[str, Any, str]]:
     return rows
 
 
-def _help(base: str, run: type, groups: Sequence[str]) -> str:
-    chosen = _load(CONFIGS / base)
+def _help(base: str | None, run: type, groups: Sequence[str]) -> str:
+    chosen = _load(CONFIGS / base) if base else OmegaConf.create()
     lines = ["settings (setting=value; default; meaning):"]
     sections = [("", run, "")]
     for group in groups:

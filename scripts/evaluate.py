@@ -28,7 +28,7 @@ class Config:
 
 def evaluate(argv: list[str]) -> int:
     """Print the scores as JSON."""
-    settings, _ = command_line(__doc__, "evaluate.yaml", Config, (), argv)
+    settings, _ = command_line(__doc__, None, Config, (), argv)
     config = settings.run
     if config.run is None:
         raise InputError("nothing to evaluate: give run=<folder of a run>")

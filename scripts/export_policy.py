@@ -24,7 +24,7 @@ class Config:
 
 def export(argv: list[str]) -> int:
     """Write `<name>/step_<environment steps>.safetensors` for every checkpoint."""
-    settings, _ = command_line(__doc__, "export_policy.yaml", Config, (), argv)
+    settings, _ = command_line(__doc__, None, Config, (), argv)
     config = settings.run
     if config.run is None or config.name is None:
         raise InputError("give run=<folder of a SAC run> and name=<folder of the policies>")

@@ -20,7 +20,7 @@ class Config:
 
 def generate(argv: list[str]) -> int:
     """Load, draw, write."""
-    settings, _ = command_line(__doc__, "generate.yaml", Config, (), argv)
+    settings, _ = command_line(__doc__, None, Config, (), argv)
     config = settings.run
     path, count = generate_file(config.generator, config.num_samples, config.label, config.output, seed=config.seed)
     print(f"wrote {count:,} rows to {path}")
