@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,10 @@ def run(folder: Path, overrides: list[str]) -> None:
     """One run, unless it is finished; what it prints goes to a log beside it."""
     if (folder / "summary.json").exists():
         return
-    resume = [f"--resume={folder}"] if list(folder.glob("checkpoints/step_*")) else [*overrides, f"output={folder}"]
+    begun = list(folder.glob("checkpoints/step_*"))
+    if folder.exists() and not begun:
+        shutil.rmtree(folder)
+    resume = [f"--resume={folder}"] if begun else [*overrides, f"output={folder}"]
     command = [sys.executable, str(ROOT / "scripts" / "finetune.py"), *resume]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".log").open("a") as log:

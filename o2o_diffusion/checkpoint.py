@@ -24,6 +24,10 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
     folder is renamed. Older checkpoints are pruned only then, the newest `keep` stay (0: all).
     """
     target = folder / f"step_{step:09d}"
+    if target.exists() and _damage(target) is None:
+        return target  # a run is in one state only after so many steps
+    for left in folder.glob(".step_*.tmp-*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     beside = folder / f".{target.name}.tmp-{os.getpid()}"
     folder.mkdir(parents=True, exist_ok=True)
     beside.mkdir()

@@ -9,6 +9,7 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -85,9 +86,12 @@ def locate(target: str) -> type:
     """The class named by a dotted path; InputError when there is none."""
     module, _, name = target.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"target '{target}' is not a class that can be imported ({error})") from error
+    if not is_dataclass(getattr(found, "Config", None)):
+        raise InputError(f"target '{target}' has no nested dataclass Config")
+    return found
 
 
 def command_line(
@@ -105,7 +109,7 @@ def command_line(
     parser = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=_help(base, run, groups) if {"-h", "--help"} & set(argv) else None,
+        epilog=_help(base, run, groups, argv) if {"-h", "--help"} & set(argv) else None,
         usage=f"%(prog)s {'[--GROUP NAME ...] ' if groups else ''}[setting=value ...]",
     )
     parser.add_argument("overrides", nargs="*", metavar="setting=value", help="any setting listed below")
@@ -117,6 +121,8 @@ def command_line(
     arguments = parser.parse_intermixed_args(list(argv))
     for flag in flags or {}:
         if getattr(arguments, flag) is not None:
+            if arguments.overrides:
+                raise InputError(f"--{flag} takes its settings from the run; leave out {' '.join(arguments.overrides)}")
             return None, arguments
     named = [f"{group}={getattr(arguments, group)}" for group in choices if getattr(arguments, group) is not None]
     return compose(CONFIGS / base if base else None, run, groups, [*named, *arguments.overrides]), arguments
@@ -152,13 +158,16 @@ def describe(cls: type, prefix: str = "") -> list[tuple[str, Any, str]]:
     return rows
 
 
-def _help(base: str | None, run: type, groups: Sequence[str]) -> str:
+def _help(base: str | None, run: type, groups: Sequence[str], argv: Sequence[str]) -> str:
+    """Every setting, with the values of the chosen components, which are the base's unless `argv` names others."""
     chosen = _load(CONFIGS / base) if base else OmegaConf.create()
     lines = ["settings (setting=value; default; meaning):"]
     sections = [("", run, "")]
     for group in groups:
-        content = _load(_find(group, str(chosen[group])))
-        sections.append((f"{group}.", locate(str(content.target)), str(chosen[group])))
+        named = [name for word, name in pairwise([*argv, ""]) if word == f"--{group}"]
+        named += [word.partition("=")[2] for word in argv if word.startswith(f"{group}=")]
+        name = [str(chosen[group]), *named][-1]
+        sections.append((f"{group}.", locate(str(_load(_find(group, name)).target)), name))
     for prefix, cls, name in sections:
         if name:
             lines += ["", f"{prefix[:-1]} = {name} ({cls.__doc__.splitlines()[0] if cls.__doc__ else ''})"]

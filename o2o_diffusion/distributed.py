@@ -46,13 +46,6 @@ def average(tensors: Sequence[Tensor]) -> None:
         tensor.copy_(mean.view_as(tensor))
 
 
-def mean(tensor: Tensor) -> Tensor:
-    """Detached mean over the rows of all processes, for statistics that enter a loss non-linearly."""
-    result = tensor.detach().mean()
-    average([result])
-    return result
-
-
 def broadcast(tensor: Tensor) -> Tensor:
     """`tensor` of the main process, in place."""
     if num_processes() > 1:
@@ -104,5 +97,9 @@ class Noise:
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue from `state`."""
-        self.generator.set_state(state["generator"].cpu())
+        """Continue from `state`; on another kind of device the numbers that follow are others."""
+        saved = state["generator"].cpu()
+        if saved.shape == self.generator.get_state().shape:
+            self.generator.set_state(saved)
+        else:
+            self.generator.manual_seed(int(saved.long().sum()))

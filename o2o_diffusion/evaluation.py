@@ -144,7 +144,7 @@ class Evaluator:
                     following = next(waiting, None)
                     if following is not None:
                         running[environment] = following, self._reset(environment, following)
-        reached = tuple(successes[episode] for episode in range(episodes)) if successes else None
+        reached = tuple(successes.get(episode, False) for episode in range(episodes)) if successes else None
         lists = tuple(returns.tolist()), tuple(lengths.tolist())
         return Evaluation(*lists, reached, self.references, self.is_goal_task)
 

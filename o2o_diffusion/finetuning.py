@@ -4,6 +4,7 @@ It knows no component by name. A run is a sequence of ticks, each one update, on
 one step of a refresh; between any two of them it can be saved, and a restored run goes on to the same weights.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -14,12 +15,13 @@ from typing import Annotated, Any
 from o2o_diffusion.checkpoint import save_checkpoint
 from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.distributed import agree, num_processes, rank, shard
+from o2o_diffusion.errors import InputError
 from o2o_diffusion.evaluation import Evaluator
 from o2o_diffusion.interaction import Interaction
 from o2o_diffusion.logger import Logger
 from o2o_diffusion.optimization import Stateful
 from o2o_diffusion.protocols import Budget, Generator, Learner, Phase, Sampler
-from o2o_diffusion.types import Episode, Source, Transitions
+from o2o_diffusion.types import Episode, Metrics, Source, Transitions
 
 
 class Finetuning(Stateful):
@@ -49,6 +51,19 @@ class Finetuning(Stateful):
         pretrained: Annotated[str | None, "folder of a pretraining run whose learner to start from"] = None
         output: Annotated[str | None, "folder of the run; null: a new one under runs/"] = None
         threads: Annotated[int, "threads per process; 0: the cores divided by the processes"] = 0
+
+        def __post_init__(self):
+            for name in (
+                "eval_interval",
+                "eval_episodes",
+                "final_eval_episodes",
+                "log_interval",
+                "checkpoint_interval",
+            ):
+                if getattr(self, name) < 1:
+                    raise ValueError(f"'{name}' is {getattr(self, name)}, expected at least 1")
+            if 0 < self.online_steps <= self.warmup_steps:
+                raise ValueError(f"'warmup_steps' is {self.warmup_steps}, expected less than 'online_steps'")
 
     counters = (
         "phase", "owed", "phase_steps", "updates", "env_steps", "ticks", "seconds", "facts",
@@ -178,17 +193,22 @@ class Finetuning(Stateful):
         self.generator.begin_refresh(self.replay, self.learner)
         self.refresh_left = self.refresh_total = self.generator.num_updates
         self.last_refresh = self.env_steps
+        if self.refresh_left == 0:  # a generator that is only drawn from
+            self.end_refresh({})
 
     def refresh(self) -> None:
-        """One update of the generator; after the last one its rows replace the generated pools."""
+        """One update of the generator."""
         with self.autocast():
             metrics = self.generator.update(self.replay, self.learner)
         self.refresh_left -= 1
         self.logger.progress(
             f"refresh {self.refreshes + 1}", self.refresh_total - self.refresh_left, self.refresh_total
         )
-        if self.refresh_left > 0:
-            return
+        if self.refresh_left == 0:
+            self.end_refresh(metrics)
+
+    def end_refresh(self, metrics: Metrics) -> None:
+        """The generator's rows replace the generated pools."""
         self.refreshes += 1
         counts = generated_counts(self.generator)
         self.replay.replace_generated({source: self.generate(source, count) for source, count in counts.items()})
@@ -222,7 +242,10 @@ class Finetuning(Stateful):
         self.log("evaluation", result.summary())
 
     def log(self, kind: str, metrics: Mapping[str, Any]) -> None:
-        """One line of metrics."""
+        """One line of metrics; a run whose losses are not finite ends here, and its last checkpoint stays."""
+        for name, value in metrics.items():
+            if name.endswith("loss") and not math.isfinite(float(value)):
+                raise InputError(f"{name} is {float(value)} after {self.updates} updates: the {kind} diverged")
         self.logger.log({"kind": kind, **metrics}, updates=self.updates, env_steps=self.env_steps)
 
     def save(self) -> None:

@@ -58,6 +58,8 @@ class GeneratorTraining:
             self.config.output
             or Path("generators") / f"{Path(self.task.dataset.name).name}_{component.target.__name__.lower()}"
         )
+        if self.folder.exists() and any(self.folder.iterdir()):
+            raise InputError(f"output '{self.folder}' is not empty; choose another folder")
         check_writable(self.folder)
         self.replay = self._replay()
         device = self.accelerator.device

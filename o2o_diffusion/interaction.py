@@ -9,6 +9,7 @@ from torch import Tensor
 
 from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.distributed import broadcast, rank
+from o2o_diffusion.errors import InputError
 from o2o_diffusion.protocols import Agent
 from o2o_diffusion.types import Episode, Transitions, TransitionSpec
 
@@ -51,6 +52,8 @@ class Interaction:
         The action is always computed from the environment's own last observation.
         """
         action, observation, reward, terminated, truncated = self._step_everywhere(agent)
+        if not (np.isfinite(observation).all() and np.isfinite(reward)):
+            raise InputError(f"the environment gave numbers that are not finite in episode {self.episode}")
         tensors = [torch.from_numpy(array)[None] for array in (self.observations[-1], action, observation)]
         batch = Transitions.create(
             tensors[0], tensors[1], torch.tensor([reward]), tensors[2], torch.tensor([float(terminated)])

@@ -78,12 +78,10 @@ class Logger:
             del self.bars[name]
 
     def close(self) -> None:
-        """Leave the terminal and the tracker in order."""
+        """Leave the terminal in order; the tracker ends with the accelerator."""
         for bar in self.bars.values():
             bar.close()
         self.bars.clear()
-        if self.config.tracker is not None:
-            self.accelerator.end_training()
 
     def state_dict(self) -> dict[str, Any]:
         """How much has been written."""

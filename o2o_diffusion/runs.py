@@ -1,6 +1,5 @@
 """From settings to a run in its folder: build everything once, show the plan, run, and write what it found."""
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +49,7 @@ class Run:
         if batch_size % processes:
             raise InputError(f"setting 'learner.batch_size': {batch_size} can't be divided among {processes} processes")
         self.loop = self._loop()
+        self._check_phases()
         if resumed is not None:
             self._resume(resumed)
         elif self.config.pretrained is not None:
@@ -67,12 +67,11 @@ class Run:
         """Show the plan, run to the end or an interruption, write and show the result; returns the exit code."""
         main = self.accelerator.is_main_process
         self.loop.interrupted = Interruption()
+        plan = self.plan()  # on every process, because it times updates, in which all of them take part
         if main:
             self.settings.save(self.folder / SETTINGS)
-            show_plan(self.plan())
-        start = time.perf_counter()
+            show_plan(plan)
         finished = self.loop.run()
-        self.loop.seconds["total"] = self.loop.seconds.get("total", 0.0) + time.perf_counter() - start
         self.loop.logger.close()
         if main and finished:
             self._report()
@@ -109,6 +108,15 @@ class Run:
             "output": str(self.folder),
         }
 
+    def _check_phases(self) -> None:
+        name, phases = self.settings.components["learner"].target.__name__, self.loop.phases
+        if not phases:
+            raise InputError(f"there is nothing to do for {name}: pretrain_updates and online_steps leave no phase")
+        if phases[0].updates and not self.task.dataset.episodes:
+            raise InputError(
+                f"{phases[0].updates} updates before the first step need a dataset; set pretrain_updates=0"
+            )
+
     def _name(self) -> str:
         """What a run's folder is called: dataset, generator, learner, seed."""
         components = self.settings.components
@@ -125,7 +133,7 @@ class Run:
         config, components, task = self.config, self.settings.components, self.task
         device = self.accelerator.device
         generator: Generator = self._component("generator")
-        capacities = {Source.OFFLINE: sum(len(episode) for episode in task.dataset.episodes)}
+        capacities = {Source.OFFLINE: task.dataset.num_transitions}
         capacities[Source.ONLINE] = max(1, min(config.online_capacity, config.online_steps))
         replay = Replay(
             task.dataset.spec,
@@ -153,7 +161,12 @@ class Run:
             logger=Logger(components["logger"].config, self.folder, self.accelerator, self.settings.plain),
             folder=self.folder,
             autocast=self.accelerator.autocast,
-            facts={"dataset": task.dataset.fingerprint, "matmul": self.matmul, "threads": self.threads},
+            facts={
+                "dataset": task.dataset.fingerprint,
+                "reward": [task.transform.scale, task.transform.bias, task.config.failure_reward],
+                "matmul": self.matmul,
+                "threads": self.threads,
+            },
         )
 
     def _evaluator(self) -> Evaluator:
@@ -175,16 +188,19 @@ class Run:
         return int(np.random.SeedSequence([self.config.seed, SEEDS.index(part)]).generate_state(1)[0] % 2**31)
 
     def _resume(self, state: dict[str, Any]) -> None:
-        self._check_dataset(state, self.folder)
-        self.loop.load_state_dict(state)
-        self.loop.facts = state["facts"]
-        torch.set_float32_matmul_precision(state["facts"]["matmul"])
-        torch.set_num_threads(state["facts"]["threads"])
+        self._check_data(state, self.folder)
+        try:
+            self.loop.load_state_dict(state)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise InputError(f"{self.folder} can't be continued: {error}") from error
+        if self.accelerator.device.type == "cpu":  # the same sums in the same order
+            torch.set_float32_matmul_precision(state["facts"]["matmul"])
+            torch.set_num_threads(state["facts"]["threads"])
 
     def _start_from(self, folder: Path) -> None:
         """Take over the learner of a pretraining run made with the same learner settings on the same data."""
         state = load_checkpoint(folder / "checkpoints")
-        self._check_dataset(state, folder)
+        self._check_data(state, folder)
         theirs = compose(folder / SETTINGS, Finetuning.Config, GROUPS).components["learner"]
         if theirs != self.settings.components["learner"]:
             raise InputError(
@@ -193,9 +209,11 @@ class Run:
         self.loop.learner.load_state_dict(state["learner"])
         self.loop.updates = state["updates"]
 
-    def _check_dataset(self, state: dict[str, Any], folder: Path) -> None:
-        if state["facts"]["dataset"] != self.task.dataset.fingerprint:
-            raise InputError(f"{folder}: the dataset {self.task.dataset.name} is not the one this run was made with")
+    def _check_data(self, state: dict[str, Any], folder: Path) -> None:
+        """A learner's values hold for its data and its scale of rewards only."""
+        for fact in ("dataset", "reward"):
+            if state["facts"][fact] != self.loop.facts[fact]:
+                raise InputError(f"{folder} was made with another {fact} than {self.task.dataset.name} has now")
 
     def _report(self) -> None:
         loop, folder = self.loop, self.folder
@@ -205,7 +223,7 @@ class Run:
             "refreshes": loop.refreshes,
             "generated_rows": loop.generated_rows,
             "seed": self.config.seed,
-            "seconds": loop.seconds,
+            "seconds": {**loop.seconds, "total": sum(loop.seconds.values())},
         }
         summary = summarize(loop.evaluations, run)
         save_summary(summary, folder / SUMMARY)

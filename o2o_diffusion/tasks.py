@@ -44,7 +44,11 @@ class Task:
         recording = config.recording
         if recording is not None and recording.dataset == config.dataset and config.dataset not in local_ids():
             print(f"dataset {config.dataset} is missing: recording it", flush=True)
-            record(recording)
+            try:
+                record(recording)
+            except InputError:
+                if config.dataset not in local_ids():  # or another run was faster
+                    raise
         dataset = load_dataset(config.dataset) if config.dataset else None
         self.environment = self._environment(dataset)
         environment = make_environment(self.environment, dataset.observation_keys if dataset else ())

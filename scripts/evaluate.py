@@ -7,7 +7,7 @@ from typing import Annotated
 
 import torch
 
-from o2o_diffusion.checkpoint import load_checkpoint
+from o2o_diffusion.checkpoint import check_writable, load_checkpoint
 from o2o_diffusion.config import command_line, compose, main
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.evaluation import Evaluator
@@ -33,6 +33,10 @@ def evaluate(argv: list[str]) -> int:
     if config.run is None:
         raise InputError("nothing to evaluate: give run=<folder of a run>")
     folder = Path(config.run)
+    if not (folder / SETTINGS).is_file():
+        raise InputError(f"run={folder}: no {SETTINGS} there; expected the folder of a run")
+    if config.output is not None:
+        check_writable(Path(config.output).parent)
     components = compose(folder / SETTINGS, Finetuning.Config, GROUPS).components
     task = components["task"].build()
     learner = components["learner"].build(task.dataset.spec, seed=0)

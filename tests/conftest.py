@@ -9,8 +9,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Tests run on one thread, so that sums are always taken in the same order."""
+    """Tests run on one thread and one route, so that sums are always taken in the same order."""
     torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("highest")
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,10 @@ STORED = ("observations", "actions", "rewards", "next_observations", "terminatio
 
 
 class Pool:
-    """The rows of one source: a slice of the replay's memory.
+    """The rows of one source: a slice of the replay's memory, a ring of which only the online one ever comes round.
 
-    Only the online pool is a ring. `episodes` and `steps` ([capacity] int64, -1 where unused) tell which step of which
-    episode a row is, so that windows never cross an episode.
+    `episodes` and `steps` ([capacity] int64, -1 where unused) tell which step of which episode a row is, so that
+    windows never cross an episode.
     """
 
     def __init__(self, memory: Mapping[str, Tensor], source: Source, start: int, capacity: int):
@@ -43,11 +43,12 @@ class Pool:
         """Store `batch`, over the oldest rows when the ring is full; returns the rows written ([B] int64)."""
         if len(batch) > self.capacity:
             raise ValueError(f"{len(batch)} rows do not fit into the {self.source.name} pool of {self.capacity}")
-        rows = (self.position + torch.arange(len(batch))) % self.capacity
+        device = self.steps.device
+        rows = (self.position + torch.arange(len(batch), device=device)) % self.capacity
         for name, field in self.fields.items():
-            field[rows] = getattr(batch, name)
+            field[rows] = getattr(batch, name).to(device)
         self.episodes[rows] = episode
-        self.steps[rows] = torch.arange(first_step, first_step + len(batch))
+        self.steps[rows] = torch.arange(first_step, first_step + len(batch), device=device)
         self.position = (self.position + len(batch)) % max(self.capacity, 1)
         self.size = min(self.size + len(batch), self.capacity)
         return rows
@@ -77,7 +78,7 @@ class Replay:
 
     Offline rows are written once and never again; the online pool is a ring whose capacity is really reached;
     generated rows are replaced at each refresh and are never mistaken for observations of the environment.
-    `offline_capacity` is the dataset's size. `transform`, `discount` and `failure_reward` serve `Episode.returns`.
+    `capacities` are rows per source. `transform`, `discount` and `failure_reward` serve `Episode.returns`.
     """
 
     def __init__(
@@ -105,7 +106,6 @@ class Replay:
             self.pools[source] = Pool(self.memory, source, start, capacity)
             self.memory["sources"][start : start + capacity] = int(source)
             start += capacity
-        self.num_online_episodes = 0
 
     @property
     def offline(self) -> Pool:
@@ -128,7 +128,6 @@ class Replay:
         returns = torch.from_numpy(episode.returns(self.transform, self.discount, self.failure_reward))
         kept = rows[-self.online.capacity :]  # an episode longer than the ring has overwritten its own beginning
         self.online.fields["returns"][kept] = returns[-len(kept) :].to(self.online.steps.device)
-        self.num_online_episodes += 1
 
     def replace_generated(self, batches: Mapping[Source, Transitions]) -> None:
         """Forget all generated rows and store new ones."""
@@ -147,10 +146,9 @@ class Replay:
     def state_dict(self) -> dict:
         """Everything but the offline rows, which the dataset holds."""
         pools = {source.name: pool.state_dict() for source, pool in self.pools.items() if source is not Source.OFFLINE}
-        return {"pools": pools, "num_online_episodes": self.num_online_episodes}
+        return {"pools": pools}
 
     def load_state_dict(self, state: dict) -> None:
         """Continue from `state`."""
         for name, pool in state["pools"].items():
             self.pools[Source[name]].load_state_dict(pool)
-        self.num_online_episodes = state["num_online_episodes"]

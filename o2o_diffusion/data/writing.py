@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 
 from o2o_diffusion.data import local
-from o2o_diffusion.data.scores import reference_scores
 from o2o_diffusion.errors import InputError
 
 if TYPE_CHECKING:
@@ -68,8 +67,6 @@ def write_dataset(
         "description": f"Recorded by o2o_diffusion in {environment_id}.",
         "requirements": [f"{name}=={version(name)}" for name in ("gymnasium", "gymnasium-robotics", "mujoco")],
     }
-    if scores := reference_scores(environment_id):
-        known |= {"ref_min_score": scores.minimum, "ref_max_score": scores.maximum}
     storage.update_metadata(known | dict(metadata))
     storage.update_episodes(buffers)
 

@@ -68,6 +68,10 @@ class CFDG(Stateful):
     counters = ("num_refreshes", "num_dropped")
 
     def __init__(self, config: Config, spec: TransitionSpec, *, seed: int, device: torch.device | str = "cpu"):
+        if config.batch_size % (len(LABELS) * num_processes()):
+            raise InputError(
+                f"setting 'generator.batch_size': {config.batch_size} can't be divided among labels, processes"
+            )
         self.config, self.spec, self.seed, self.device = config, spec, seed, torch.device(device)
         self.generated = GeneratedShare(share=config.share, online=config.online_share)
         self.num_samples = config.num_samples

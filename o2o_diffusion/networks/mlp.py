@@ -74,7 +74,8 @@ class MLP(nn.Module):
             if self.dropout and noise is not None:
                 kept = noise.uniform(len(x), *x.shape[1:]) >= self.dropout
                 x = x * kept / (1 - self.dropout)
-        return output(x)
+        with torch.autocast(x.device.type, enabled=False):  # bf16 would round values of 200 to whole numbers
+            return output(x.float())
 
 
 def linear(fan_in: int, fan_out: int, ensemble_size: int | None) -> nn.Module:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.distributed import Noise
+from o2o_diffusion.errors import InputError
 from o2o_diffusion.optimization import Stateful
 from o2o_diffusion.protocols import Agent, Shares
 from o2o_diffusion.types import Metrics, Source, Transitions, TransitionSpec
@@ -19,7 +20,7 @@ class Mixture(Stateful):
     The online shares grow with the online pool, `min(1, |online| / ramp)`, and the rest goes to offline: a few online
     rows are not repeated a hundred times. An empty pool gives its share to the others in proportion, and where
     all of them want nothing, offline (or else online) rows fill the batch. `ramp: 0` gives the paper's fixed shares.
-    Learners without offline rows never get any.
+    A share that the user sets is neither ramped nor scaled; the others divide what remains.
     """
 
     @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class Mixture(Stateful):
         )
 
     def __init__(self, config: Config, spec: TransitionSpec, *, seed: int, device: torch.device | str = "cpu"):
+        given = {source: getattr(config, source.name.lower()) for source in Source}
+        self.fixed = {source: share for source, share in given.items() if share is not None}
+        if any(share < 0 for share in self.fixed.values()) or sum(self.fixed.values()) > 1 + 1e-9:
+            raise InputError(
+                f"shares of the sampler {list(self.fixed.values())} must not be negative nor exceed 1 in sum"
+            )
         self.config = config
         self.noise = Noise(seed, "cpu")
         self.shares = Shares(offline=1.0)
@@ -70,15 +77,17 @@ class Mixture(Stateful):
 
     def effective(self, replay: Replay) -> Tensor:
         """[4] shares after settings, ramp and empty pools, summing to 1; ValueError when every pool is empty."""
-        chosen = [getattr(self.config, source.name.lower()) for source in Source]
-        shares = torch.tensor(
-            [self.shares.of(s) if c is None else c for s, c in zip(Source, chosen, strict=True)], dtype=torch.float64
-        )
+        shares = torch.tensor([self.shares.of(source) for source in Source], dtype=torch.float64)
         fullness = min(1.0, len(replay.online) / self.config.ramp) if self.config.ramp else 1.0
         if shares[Source.OFFLINE] > 0:
             for source in (Source.ONLINE, Source.GENERATED_ONLINE):
                 shares[Source.OFFLINE] += shares[source] * (1 - fullness)
                 shares[source] *= fullness
+        if self.fixed:
+            rest = shares * torch.tensor([float(source not in self.fixed) for source in Source])
+            shares = rest / rest.sum().clamp(min=1e-12) * (1 - sum(self.fixed.values()))
+            for source, share in self.fixed.items():
+                shares[source] = share
         held = torch.tensor([float(len(replay.pools[source]) > 0) for source in Source], dtype=torch.float64)
         available = shares * held
         if available.sum() == 0:

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from o2o_diffusion.data.replay import Replay
+from o2o_diffusion.errors import InputError
 from o2o_diffusion.protocols import GeneratedShare, Shares
 from o2o_diffusion.samplers.mixture import Mixture
 from o2o_diffusion.types import Source, Transitions, TransitionSpec
@@ -67,6 +68,13 @@ def test_a_learner_without_offline_rows_never_gets_any():
 def test_settings_win_over_what_is_asked():
     sampler = mixture(CFDG, ramp=0, offline=0.0, generated_offline=0.0, online=0.5, generated_online=0.5)
     assert draw(sampler, replay(offline=9, online=9, generated_online=9)) == [0, 120, 0, 120]
+
+
+def test_a_share_that_is_set_is_kept_and_the_others_divide_the_rest():
+    full = replay(offline=9, online=9, generated_offline=9, generated_online=9)
+    assert draw(mixture(CFDG, ramp=0, offline=0.5), full) == [120, 60, 12, 48]
+    with pytest.raises(InputError, match="must not be negative"):
+        mixture(CFDG, offline=0.7, online=0.5)
 
 
 def test_shares_below_one_row_are_exact_over_time():
