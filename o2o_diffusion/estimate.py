@@ -18,13 +18,20 @@ def expected_seconds(loop: Finetuning, learner: Learner, generator: Generator, s
     batch = sampler.sample(loop.replay, learner.batch_size)
     updates = sum(p.updates + p.cadence.updates * p.env_steps // p.cadence.steps for p in loop.phases)
     seconds = updates * _seconds(lambda: learner.update(batch))
-    if generator.num_samples and loop.total_steps > generator.first_refresh:
+    if refreshes := num_refreshes(loop):
         generator.begin_refresh(loop.replay, learner)
-        refreshes = 1 + (loop.total_steps - 1 - generator.first_refresh) // generator.refresh_interval
         each = _seconds(lambda: generator.update(loop.replay, learner))
         seconds += refreshes * generator.num_updates * each
     evaluations = 2 + loop.total_steps // loop.config.eval_interval
     return seconds + ENV_SECONDS * (loop.total_steps + 500 * evaluations * loop.config.eval_episodes)
+
+
+def num_refreshes(loop: Finetuning) -> int:
+    """How often the run's generator will be trained."""
+    generator = loop.generator
+    if not generator.num_samples or loop.total_steps <= generator.first_refresh:
+        return 0
+    return 1 + (loop.total_steps - 1 - generator.first_refresh) // max(generator.refresh_interval, 1)
 
 
 def _seconds(action: Callable[[], object], repeats: int = 20) -> float:

@@ -12,7 +12,7 @@ from o2o_diffusion.config import CONFIGS, PACKAGE, Settings, compose
 from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.distributed import num_processes
 from o2o_diffusion.errors import InputError
-from o2o_diffusion.estimate import expected_seconds
+from o2o_diffusion.estimate import expected_seconds, num_refreshes
 from o2o_diffusion.evaluation import Evaluator
 from o2o_diffusion.finetuning import Finetuning, generated_counts
 from o2o_diffusion.folders import SETTINGS, SUMMARY, new_folder, newest_unfinished
@@ -99,7 +99,7 @@ class Run:
             "rows": pools or "none yet",
             "reward": f"{self.task.transform.scale:.4g} * r + {self.task.transform.bias:.4g} for the learner",
             "learner": components["learner"].target.__name__,
-            "generator": components["generator"].target.__name__,
+            "generator": f"{components['generator'].target.__name__}, {num_refreshes(loop)} refreshes",
             "plan": steps,
             "processes": f"{num_processes()} on {self.accelerator.device.type}, {self.threads} threads each,"
             f" precision {self.accelerator.mixed_precision}, matrix products '{self.matmul}'",

@@ -14,6 +14,7 @@ run = Run(compose(CONFIGS / "finetune.yaml", Finetuning.Config, GROUPS, [*overri
 before = {"learner": run.loop.learner.state_dict(), "generator": run.loop.generator.state_dict()}
 if rank() == 0:
     save_checkpoint(Path(folder) / "before", 0, {"processes": num_processes(), **before})
+run.plan()  # times updates, in which every process must take part
 run.loop.run()
 run.accelerator.wait_for_everyone()
 if rank() == 0:
