@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 FIRST_PART = 0.5
 """Share of the online phase in which a collapse after the switch is looked for."""
@@ -15,7 +15,7 @@ FIRST_PART = 0.5
 
 def show_plan(rows: Mapping[str, str]) -> None:
     """Print what is going to be done, a line each."""
-    table = Table(show_header=False, box=None, padding=(0, 2))
+    table = Table("name", Column(overflow="fold"), show_header=False, box=None, padding=(0, 2))
     for name, value in rows.items():
         table.add_row(f"[bold]{name}", value)
     _console().print(table)

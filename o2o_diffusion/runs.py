@@ -120,7 +120,8 @@ class Run:
     def _name(self) -> str:
         """What a run's folder is called: dataset, generator, learner, seed."""
         components = self.settings.components
-        dataset = Path(components["task"].config.dataset or "scratch").name
+        dataset = Path(components["task"].config.dataset or "scratch")
+        dataset = dataset.stem if dataset.suffix else "-".join(dataset.parts[-2:])
         names = [components[group].target.__name__.lower() for group in ("generator", "learner")]
         return "_".join([dataset, *names, f"seed{self.config.seed}"])
 
