@@ -71,7 +71,9 @@ def _check_connection() -> None:
         return
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise OSError("HF_HUB_OFFLINE is set")
-    request = urllib.request.Request(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), method="HEAD")
+    from huggingface_hub.constants import ENDPOINT
+
+    request = urllib.request.Request(ENDPOINT, method="HEAD")
     try:
         urllib.request.urlopen(request, timeout=CONNECTION_SECONDS).close()
     except urllib.error.HTTPError:
