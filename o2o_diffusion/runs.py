@@ -41,6 +41,8 @@ class Run:
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(), log_with=tracker, project_dir=str(self.folder)
         )
+        if self.accelerator.mixed_precision not in ("no", "bf16"):
+            raise InputError(f"mixed precision '{self.accelerator.mixed_precision}' is not supported; use bf16 or no")
         self.threads = set_threads(self.config.threads)
         self.matmul = choose_matmul()
         with self.accelerator.main_process_first():
