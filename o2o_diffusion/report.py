@@ -91,7 +91,7 @@ def save_curve(evaluations: Sequence[Mapping[str, Any]], title: str, path: Path)
     axes.plot(steps, scores, marker="o", markersize=3)
     axes.fill_between(steps, low, high, alpha=0.25, label="± standard error over episodes")
     axes.axhline(scores[0], color="grey", linestyle="--", linewidth=1, label="after offline pretraining")
-    axes.set(xlabel="environment steps", ylabel=evaluations[-1]["unit"], title=title)
+    axes.set(xlabel="environment steps", ylabel=evaluations[-1]["unit"].replace(" (", "\n("), title=title)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=120)
 
