@@ -53,11 +53,6 @@ class Evaluation:
         return None if self.references is None else float(self.references.normalize(np.array(self.returns)).mean())
 
     @property
-    def normalized_standard_error(self) -> float | None:
-        """Standard error of the normalised score."""
-        return None if self.references is None else _standard_error(self.references.normalize(np.array(self.returns)))
-
-    @property
     def score(self) -> float:
         """The one number to show."""
         return float(self._scores()[0].mean())
