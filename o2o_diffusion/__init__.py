@@ -1,3 +1,20 @@
 """Offline-to-online reinforcement learning with guided diffusion models of transitions."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from o2o_diffusion.augmentation import Augmenter
+    from o2o_diffusion.types import Transitions, TransitionSpec
+
 __version__ = "0.1.0"
+__all__ = ["Augmenter", "TransitionSpec", "Transitions"]
+
+_HOMES = {"Augmenter": "augmentation", "TransitionSpec": "types", "Transitions": "types"}
+
+
+def __getattr__(name: str) -> Any:
+    """What the package offers to other people's code, imported when it is asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

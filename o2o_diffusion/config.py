@@ -51,8 +51,9 @@ class Settings:
 def compose(base: Path | None, run: type, groups: Sequence[str], overrides: Sequence[str] = ()) -> Settings:
     """Settings of the file `base`, its groups' files and `overrides` ("key=value"), last wins.
 
-    `base`, where there is one, gives each group a name (`configs/<group>/<name>.yaml`), a path ending in .yaml, or the
-    settings themselves.
+    `base`, where there is one, gives each group a name (`configs/<group>/<name>.yaml`), a path ending in .yaml, a
+    `name` with differences, or the settings themselves. `experiment=` names a file under configs/experiment that is
+    laid over it.
     Raises InputError, one line, for whatever is unknown or of the wrong type.
     """
     chosen = _load(base) if base else OmegaConf.create()
@@ -205,11 +206,15 @@ def _parse(overrides: Sequence[str], groups: Sequence[str]) -> DictConfig:
 
 
 def _group(group: str, chosen: Any, given: DictConfig) -> DictConfig:
+    """A group's settings: of the named file, or as `chosen` holds them; differences beside a name go with that name."""
     override = given.get(group) or OmegaConf.create({})
-    name = override.pop("name", None) or chosen
-    if name is None:
+    own = chosen if isinstance(chosen, DictConfig) else OmegaConf.create({"name": chosen})
+    name = override.pop("name", None) or own.get("name")
+    if name is None and "target" not in own:
         raise InputError(f"no {group} is chosen; one of {', '.join(available(group))}")
-    content = name if isinstance(name, DictConfig) else _load(_find(group, str(name)))
+    content = own if name is None else _load(_find(group, str(name)))
+    if name is not None and name == own.get("name"):
+        content = OmegaConf.merge(content, {key: value for key, value in own.items() if key != "name"})
     return OmegaConf.merge(content, override)  # type: ignore[return-value]
 
 

@@ -46,6 +46,13 @@ def average(tensors: Sequence[Tensor]) -> None:
         tensor.copy_(mean.view_as(tensor))
 
 
+def mean(values: Tensor) -> Tensor:
+    """The mean of `values` over all processes, detached: for statistics that enter a loss non-linearly."""
+    result = values.detach().mean()
+    average([result])
+    return result
+
+
 def broadcast(tensor: Tensor) -> Tensor:
     """`tensor` of the main process, in place."""
     if num_processes() > 1:

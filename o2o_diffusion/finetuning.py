@@ -12,15 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
+
 from o2o_diffusion.checkpoint import save_checkpoint
 from o2o_diffusion.data.replay import Replay
-from o2o_diffusion.distributed import agree, num_processes, rank, shard
+from o2o_diffusion.distributed import agree, broadcast, num_processes, rank, shard
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.evaluation import Evaluator
 from o2o_diffusion.interaction import Interaction
 from o2o_diffusion.logger import Logger
 from o2o_diffusion.optimization import Stateful
+from o2o_diffusion.probe import Probe
 from o2o_diffusion.protocols import Budget, Generator, Learner, Phase, Sampler
+from o2o_diffusion.quality.gate import worst_auc
 from o2o_diffusion.types import Episode, Metrics, Source, Transitions
 
 
@@ -67,7 +71,8 @@ class Finetuning(Stateful):
 
     counters = (
         "phase", "owed", "phase_steps", "updates", "env_steps", "ticks", "seconds", "facts",
-        "refresh_left", "refresh_total", "last_refresh", "refreshes", "generated_rows", "evaluated_at", "evaluations",
+        "refresh_left", "refresh_total", "last_refresh", "refreshes", "refused", "generated_rows",
+        "evaluated_at", "evaluations",
     )  # fmt: skip
 
     def __init__(
@@ -91,13 +96,14 @@ class Finetuning(Stateful):
         self.facts, self.make_learner = facts or {}, make_learner
         self.learner, self.generator, self.sampler, self.replay = learner, generator, sampler, replay
         self.interaction, self.evaluator, self.logger = interaction, evaluator, logger
+        self.probe = Probe(replay)
         budget = Budget(config.pretrain_updates, config.online_steps, config.warmup_steps, config.updates_per_step)
         phases = learner.phases(budget)
         self.phases = tuple(phase for phase in phases if phase.env_steps) if config.pretrained else phases
         self.total_steps = sum(phase.env_steps for phase in self.phases)
         self.phase = -1
         self.owed = self.phase_steps = self.updates = self.env_steps = self.ticks = 0
-        self.refresh_left = self.refresh_total = self.refreshes = self.generated_rows = 0
+        self.refresh_left = self.refresh_total = self.refreshes = self.refused = self.generated_rows = 0
         self.last_refresh, self.evaluated_at = -1, [-1, -1]
         self.evaluations: list[dict[str, Any]] = []
         self.seconds: dict[str, float] = {}
@@ -156,9 +162,18 @@ class Finetuning(Stateful):
         self.owed -= 1
         self.updates += 1
         if self.updates % self.config.log_interval == 0:
-            self.log(phase.name, metrics)
+            self.log(phase.name, metrics | self.look(phase))
         if phase.env_steps == 0:
             self.logger.progress(phase.name, phase.updates - self.owed, phase.updates)
+
+    def look(self, phase: Phase) -> Metrics:
+        """Mean Q of the probe rows; online a warning when it runs away."""
+        metrics = self.probe.measure(self.learner)
+        if phase.env_steps and metrics:
+            warning = self.probe.change(float(metrics["probe_q"]), self.env_steps)
+            if warning is not None:
+                self.logger.warn(warning)
+        return metrics
 
     def collect(self, phase: Phase) -> None:
         """One step of the environment into the replay."""
@@ -208,13 +223,29 @@ class Finetuning(Stateful):
             self.end_refresh(metrics)
 
     def end_refresh(self, metrics: Metrics) -> None:
-        """The generator's rows replace the generated pools."""
+        """The generator's rows replace the generated pools; rows that a classifier tells from real ones do not."""
         self.refreshes += 1
-        counts = generated_counts(self.generator)
-        self.replay.replace_generated({source: self.generate(source, count) for source, count in counts.items()})
-        rows = sum(len(self.replay.pools[source]) for source in counts)
+        counts = self.generator.generated.counts(self.generator.num_samples)
+        batches = {source: self.generate(source, count) for source, count in counts.items()}
+        auc = self.check(batches)
+        if auc > self.generator.max_auc:
+            self.refused += 1
+            self.logger.warn(
+                f"refresh {self.refreshes} is not used: a classifier tells its rows from real ones with AUC {auc:.3f}"
+                f" (generator.max_auc {self.generator.max_auc}); going on with real rows"
+            )
+            batches = {}
+        self.replay.replace_generated(batches)
+        rows = sum(len(batch) for batch in batches.values())
         self.generated_rows += rows
-        self.log("refresh", {**metrics, "rows": rows, "asked_rows": self.generator.num_samples})
+        self.log("refresh", {**metrics, "rows": rows, "asked_rows": self.generator.num_samples, "auc": auc})
+
+    def check(self, batches: Mapping[Source, Transitions]) -> float:
+        """The main process's two-sample AUC of new rows, on every process; 0.5 where the generator asks for none."""
+        if self.generator.max_auc >= 1:
+            return 0.5
+        auc = worst_auc(batches, self.replay) if rank() == 0 else 0.5
+        return float(broadcast(torch.tensor(auc, device=self.replay.memory["rewards"].device)))
 
     def generate(self, source: Source, count: int) -> Transitions:
         """`count` new rows of one label."""
@@ -270,10 +301,3 @@ class Finetuning(Stateful):
         start = time.perf_counter()
         action(*args)
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
-
-
-def generated_counts(generator: Generator) -> dict[Source, int]:
-    """Rows to draw per label after a refresh."""
-    online = round(generator.num_samples * generator.generated.online)
-    counts = {Source.GENERATED_OFFLINE: generator.num_samples - online, Source.GENERATED_ONLINE: online}
-    return {source: count for source, count in counts.items() if count}

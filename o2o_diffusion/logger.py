@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,11 @@ class Logger:
         if self.config.tracker is not None:
             numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
             self.accelerator.log({**numbers, "env_steps": env_steps}, step=updates + env_steps)
+
+    def warn(self, text: str) -> None:
+        """Show one line between the bars."""
+        if self.writes:
+            tqdm.write(f"warning: {text}", file=sys.stderr)
 
     def progress(self, name: str, done: int, total: int, **shown: str) -> None:
         """Move the bar `name` to `done` of `total`; it closes when it is full."""

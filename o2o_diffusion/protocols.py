@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from o2o_diffusion.data.replay import Replay
+from o2o_diffusion.errors import InputError
 from o2o_diffusion.types import Episode, Metrics, Source, Transitions
 
 
@@ -54,6 +55,12 @@ class GeneratedShare:
     share: float = 0.0
     online: float = 1.0
     replaces_offline: bool = False
+
+    def counts(self, num_samples: int) -> dict[Source, int]:
+        """How many of `num_samples` rows to draw with each label; labels of which there are none are left out."""
+        online = round(num_samples * self.online)
+        counts = {Source.GENERATED_OFFLINE: num_samples - online, Source.GENERATED_ONLINE: online}
+        return {source: count for source, count in counts.items() if count}
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,13 @@ class Agent(Protocol):
         ...
 
 
+class NoAgent:
+    """Stands where there is no policy; a generator that asks it for something says so."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise InputError("this generator needs a policy: train it in scripts/finetune.py, or give it an agent")
+
+
 class Component(Protocol):
     """Every component can be saved and restored; `state_dict` holds tensors, numbers, strings, lists and dicts only."""
 
@@ -150,6 +164,7 @@ class Generator(Component, Protocol):
     num_samples: int  # rows to draw after a refresh, split by `generated.online`; 0 for none
     refresh_interval: int  # environment steps between refreshes
     first_refresh: int  # online rows before the first one
+    max_auc: float  # a refresh whose rows a classifier tells from real ones with a higher AUC is not used
 
     def begin_refresh(self, replay: Replay, agent: Agent) -> None:
         """Prepare `num_updates` steps on what the replay holds now."""

@@ -57,7 +57,9 @@ def show_summary(summary: Mapping[str, Any], paths: Mapping[str, Path]) -> None:
         "final": f"{summary['final_score']:.1f} ± {summary['final_score_se']:.1f}",
         "gain": f"{summary['gain']:+.1f} ± {summary['gain_se']:.1f}",
         "real steps taken": f"{summary['env_steps']:,}",
-        "generated rows used": f"{summary['generated_rows']:,} in {summary['refreshes']} refreshes",
+        "generated rows used": (
+            f"{summary['generated_rows']:,} in {summary['refreshes']} refreshes, {summary['refused_refreshes']} refused"
+        ),
         "gradient steps of the learner": f"{summary['updates']:,}",
     }
     for name, value in scores.items():

@@ -14,7 +14,7 @@ from o2o_diffusion.distributed import num_processes
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.estimate import expected_seconds, num_refreshes
 from o2o_diffusion.evaluation import Evaluator
-from o2o_diffusion.finetuning import Finetuning, generated_counts
+from o2o_diffusion.finetuning import Finetuning
 from o2o_diffusion.folders import SETTINGS, SUMMARY, new_folder, newest_unfinished
 from o2o_diffusion.hardware import choose_matmul, set_threads
 from o2o_diffusion.interaction import Interaction
@@ -140,7 +140,7 @@ class Run:
         capacities[Source.ONLINE] = max(1, min(config.online_capacity, config.online_steps))
         replay = Replay(
             task.dataset.spec,
-            capacities | generated_counts(generator),
+            capacities | generator.generated.counts(generator.num_samples),
             transform=task.transform,
             discount=config.discount,
             failure_reward=task.config.failure_reward,
@@ -224,6 +224,7 @@ class Run:
             "env_steps": loop.env_steps,
             "updates": loop.updates,
             "refreshes": loop.refreshes,
+            "refused_refreshes": loop.refused,
             "generated_rows": loop.generated_rows,
             "seed": self.config.seed,
             "seconds": {**loop.seconds, "total": sum(loop.seconds.values())},

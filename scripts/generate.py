@@ -1,20 +1,24 @@
-"""Write rows drawn from a saved generator to a file."""
+"""Write rows drawn from a saved generator to a file, or as a Minari dataset."""
 
+import sys
 from dataclasses import dataclass
 from typing import Annotated
 
 from o2o_diffusion.config import command_line, main
-from o2o_diffusion.generation import generate_file
+from o2o_diffusion.generation.files import generate_file
 
 
 @dataclass(frozen=True)
 class Config:
     """What to draw, and where to."""
 
-    generator: Annotated[str | None, "folder of a saved generator"] = None
+    generator: Annotated[str | None, "folder of a saved generator, or its id on the hub"] = None
     num_samples: Annotated[int, "rows to draw"] = 100_000
     label: Annotated[str, "online or offline"] = "online"
-    output: Annotated[str | None, "file to write: .npz, .hdf5 (D4RL's columns) or .safetensors"] = None
+    dataset: Annotated[str | None, "real rows, for a generator that starts from them (start_sigma)"] = None
+    output: Annotated[
+        str | None, ".npz, .hdf5 (D4RL's columns), .safetensors, or the id of a new Minari dataset (namespace/name-v0)"
+    ] = None
     seed: Annotated[int, "of the noise"] = 0
 
 
@@ -22,7 +26,11 @@ def generate(argv: list[str]) -> int:
     """Load, draw, write."""
     settings, _ = command_line(__doc__, None, Config, (), argv)
     config = settings.run
-    path, count = generate_file(config.generator, config.num_samples, config.label, config.output, seed=config.seed)
+    path, count = generate_file(
+        config.generator, config.num_samples, config.label, config.output, dataset=config.dataset, seed=config.seed
+    )
+    if count < config.num_samples:
+        print(f"warning: {config.num_samples - count:,} rows were not finite and are left out", file=sys.stderr)
     print(f"wrote {count:,} rows to {path}")
     return 0
 

@@ -1,13 +1,15 @@
 """Train a generator alone, from any dataset, and save it as a folder that a fresh process can load."""
 
 from o2o_diffusion.config import command_line, main
-from o2o_diffusion.generation import GeneratorTraining
+from o2o_diffusion.generation.training import GROUPS, GeneratorTraining
 
 
 def train_generator(argv: list[str]) -> int:
-    """One refresh on the task's dataset, with rows of another dataset as online rows where one is given."""
-    settings, _ = command_line(__doc__, "train_generator.yaml", GeneratorTraining.Config, ("task", "generator"), argv)
-    return GeneratorTraining(settings).execute()
+    """One refresh on the task's dataset, with rows of another one as online rows; `--resume [auto|DIR]` continues."""
+    flags = {"resume": "continue an interrupted training: the generator's folder, or auto for the newest"}
+    settings, arguments = command_line(__doc__, "train_generator.yaml", GeneratorTraining.Config, GROUPS, argv, flags)
+    training = GeneratorTraining.resume(arguments.resume) if settings is None else GeneratorTraining(settings)
+    return training.execute()
 
 
 if __name__ == "__main__":

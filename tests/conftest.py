@@ -59,18 +59,30 @@ def tiny_run(pendulum_table):
     ]
 
 
+@pytest.fixture(scope="session")
+def tiny_generator():
+    """Overrides that make a named generator's refreshes short: after 30 and 60 online steps, each one accepted."""
+    from dataclasses import fields
+
+    from omegaconf import OmegaConf
+
+    from o2o_diffusion.config import CONFIGS, locate
+
+    tiny = {
+        "width": 16, "depth": 1, "batch_size": 32, "updates": 20, "refresh_updates": 10, "energy_updates": 5,
+        "curiosity_updates": 5, "pool_size": 40, "first_refresh": 30, "refresh_interval": 30, "num_samples": 50,
+        "solver": "dpm", "num_steps": 4, "max_auc": 1,
+    }  # fmt: skip
+
+    def overrides(name: str) -> list[str]:
+        target = locate(str(OmegaConf.load(CONFIGS / "generator" / f"{name}.yaml").target))
+        known = {field.name for field in fields(target.Config)}
+        return [f"generator={name}", *(f"generator.{key}={tiny[key]}" for key in tiny if key in known)]
+
+    return overrides
+
+
 @pytest.fixture
-def tiny_cfdg():
+def tiny_cfdg(tiny_generator):
     """Overrides that make CFDG's refreshes short: after 30 and 60 online steps, 20 and 10 updates."""
-    return [
-        "generator=cfdg",
-        "generator.width=16",
-        "generator.depth=1",
-        "generator.batch_size=32",
-        "generator.updates=20",
-        "generator.refresh_updates=10",
-        "generator.first_refresh=30",
-        "generator.refresh_interval=30",
-        "generator.num_samples=50",
-        "generator.num_steps=4",
-    ]
+    return tiny_generator("cfdg")

@@ -133,6 +133,7 @@ class EDIS:
 
     generated = GeneratedShare(share=0.2, replaces_offline=True)
     num_updates, num_samples, refresh_interval, first_refresh = 30_000, 100_000, 10_000, 10_000
+    max_auc = 0.95
 
     def begin_refresh(self, replay: Replay, agent: Agent) -> None: ...
 

@@ -26,6 +26,17 @@ def test_every_experiment_composes(name):
     assert finetune(f"experiment={name}").components.keys() == set(GROUPS)
 
 
+def test_an_experiment_names_components_with_differences_that_go_with_the_name(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "discount: 0.9\nlearner: {name: iql, expectile: 0.9, hidden: [8]}\nsampler: {name: mixture, ramp: 7}\n"
+    )
+    settings = finetune(f"experiment={file}", "learner.expectile=0.6")
+    learner, sampler = (settings.components[group].config for group in ("learner", "sampler"))
+    assert (learner.expectile, learner.hidden, learner.discount, sampler.ramp) == (0.6, (8,), 0.9, 7)
+    assert finetune(f"experiment={file}", "learner=famo2o").components["learner"].config.hidden == (256, 256)
+
+
 def test_overrides_win_over_files_and_files_over_defaults():
     settings = finetune("learner=rlpd", "learner.ensemble_size=3", "seed=5", "discount=0.5")
     config = settings.components["learner"].config

@@ -95,14 +95,24 @@ def test_generated_rows_enter_and_the_environment_sees_only_its_own_observations
     assert len(run.loop.replay.online) == 80 and len(run.loop.replay.offline) == 400
 
 
-@pytest.mark.parametrize("learner", available("learner"))
-@pytest.mark.parametrize("generator", ["none", "cfdg"])
-def test_every_learner_runs_with_every_generator(tmp_path, tiny_run, tiny_cfdg, learner, generator):
-    chosen = tiny_cfdg if generator == "cfdg" else ["generator=none"]
-    run = Run(settings(tmp_path, *tiny_run, *chosen, f"learner={learner}"))
+def test_a_refresh_that_a_classifier_tells_from_real_rows_is_not_used(tmp_path, tiny_run, tiny_cfdg, capsys):
+    run = Run(settings(tmp_path, *tiny_run, *tiny_cfdg, "generator.max_auc=0.1"))
     assert run.execute() == 0
     summary = json.loads((run.folder / "summary.json").read_text())
-    assert summary["env_steps"] == 80 and summary["refreshes"] == (2 if generator == "cfdg" else 0)
+    assert summary["refreshes"] == summary["refused_refreshes"] == 2 and summary["generated_rows"] == 0
+    assert all(len(run.loop.replay.pools[source]) == 0 for source in list(Source)[2:])
+    assert "refresh 1 is not used: a classifier tells its rows from real ones with AUC" in capsys.readouterr().err
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["rows"] for line in lines if line["kind"] == "refresh"] == [0, 0]
+
+
+@pytest.mark.parametrize("learner", available("learner"))
+@pytest.mark.parametrize("generator", [name for name in available("generator") if name != "cfdg-paper"])
+def test_every_learner_runs_with_every_generator(tmp_path, tiny_run, tiny_generator, learner, generator):
+    run = Run(settings(tmp_path, *tiny_run, *tiny_generator(generator), f"learner={learner}"))
+    assert run.execute() == 0
+    summary = json.loads((run.folder / "summary.json").read_text())
+    assert summary["env_steps"] == 80 and summary["refreshes"] == (0 if generator == "none" else 2)
     assert (run.folder / "curve.png").stat().st_size > 5_000
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert {"evaluation", "finetune"} <= {line["kind"] for line in lines}

@@ -1,27 +1,141 @@
 """Guidance: a function from denoiser to denoiser, so that solvers know nothing of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from o2o_diffusion.diffusion.preconditioning import Denoiser
+from o2o_diffusion.diffusion.preconditioning import Denoiser, coefficients
 
 
-def classifier_free(denoise: Callable[..., Tensor], *, label: int, null: int, scale: float) -> Denoiser:
-    """(1 + scale) D(x, label) - scale D(x, null), both in one forward pass: eq. 7 of CFDG (arXiv 2508.06806).
+def classifier_free(denoise: Callable[..., Tensor], *, condition: Tensor, null: float, scale: float) -> Denoiser:
+    """(1 + scale) D(x, condition) - scale D(x, null), both in one forward pass: eq. 7 of CFDG (arXiv 2508.06806).
 
-    `denoise(x, sigma, labels)` is conditional. Guiding denoised rows is guiding the noise prediction, because one is
-    affine in the other and the factors sum to 1. Scale 0 is plain conditional sampling and skips the null pass.
-    `sigma` must be a scalar tensor, as solvers pass it.
+    `denoise(x, sigma, condition)` is conditional; `condition` is [B], one for each row. Guiding denoised rows is
+    guiding the noise prediction, because one is affine in the other and the factors sum to 1. Scale 0 is plain
+    conditional sampling and skips the null pass. `sigma` must be a scalar tensor, as solvers pass it.
     """
+    both = torch.cat([condition, torch.full_like(condition, null)])
 
     def guided(x: Tensor, sigma: Tensor) -> Tensor:
-        labels = torch.full((len(x),), label, device=x.device)
         if scale == 0:
-            return denoise(x, sigma, labels)
-        labels = torch.cat([labels, torch.full_like(labels, null)])
-        conditional, unconditional = denoise(torch.cat([x, x]), sigma, labels).chunk(2)
+            return denoise(x, sigma, condition)
+        conditional, unconditional = denoise(torch.cat([x, x]), sigma, both).chunk(2)
         return (1 + scale) * conditional - scale * unconditional
 
     return guided
+
+
+class Energy(NamedTuple):
+    """One factor exp(-scale E(x)) of a tilted density.
+
+    `energy` gives [B] energies of rows [B, D], and of their noise level where rows are noised; its gradient moves the
+    columns where `moves` ([D], bool) holds.
+    """
+
+    energy: Callable[..., Tensor]
+    moves: Tensor
+    scale: float = 1.0
+
+
+class GuidedRange(NamedTuple):
+    """Where energies guide: noise levels between two, and by at most `max_norm` sqrt(D) per row.
+
+    Below, a solver that divides by c_out would magnify errors; above, rows are all noise. Defaults are ours.
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 10.0
+    max_norm: float = 1.0
+
+    def holds(self, sigma: Tensor) -> bool:
+        """Whether the scalar `sigma` lies between the two levels."""
+        return self.sigma_min <= float(sigma) <= self.sigma_max
+
+    def clip(self, corrections: Tensor) -> Tensor:
+        """`corrections` [B, D], the longer ones shortened."""
+        return torch.renorm(corrections, 2, 0, self.max_norm * corrections.shape[1] ** 0.5)
+
+
+def noised_energy(network: Callable[[Tensor, Tensor], Tensor], sigma_data: float = 1.0) -> Callable[..., Tensor]:
+    """`energy(x, sigma)` = network(c_in x, c_noise) [B]: to an energy what `precondition` is to a denoiser."""
+
+    def energy(x: Tensor, sigma: Tensor) -> Tensor:
+        _, _, c_in, c_noise = coefficients(sigma, sigma_data)
+        return network(c_in * x, c_noise.reshape(-1))
+
+    return energy
+
+
+def energy_guided(denoise: Denoiser, energies: Sequence[Energy], where: GuidedRange | None = None) -> Denoiser:
+    """D(x, sigma) - sigma^2 sum_k scale_k grad E_k(x, sigma): samples follow p(x) exp(-sum_k scale_k E_k(x)).
+
+    Exact for the noised energies E(z, sigma) = -log E[exp(-E(x)) | z], the expectation over clean rows x of p given z
+    (Lu et al., 2023, arXiv 2304.12824), because the score then changes by -grad E and D = z + sigma^2 score. A
+    noised ratio of two densities, as `contrastive_loss` learns it, is of this kind.
+    """
+    where = where or GuidedRange()
+
+    def guided(x: Tensor, sigma: Tensor) -> Tensor:
+        estimate = denoise(x, sigma)
+        if not where.holds(sigma):
+            return estimate
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            parts = [e.scale * e.energy(_only(leaf, e.moves), sigma).sum() for e in energies]
+            gradient = torch.autograd.grad(torch.stack(parts).sum(), leaf)[0]
+        return estimate - where.clip(sigma**2 * gradient)
+
+    return guided if energies else denoise
+
+
+def clean_energy_guided(
+    denoise: Denoiser, energy: Energy, where: GuidedRange | None = None, *, sigma_data: float = 1.0
+) -> Denoiser:
+    """Guidance by an energy E(x) that is known for clean rows only, such as -log pi(a|s), at the denoised estimate.
+
+    For a prior of variance sigma_data^2 per column, clean rows given z are N(D, v) with
+    v = (sigma sigma_data)^2 / (sigma^2 + sigma_data^2). To second order in E around D, with gradient g and a diagonal
+    Hessian h, tilting by exp(-scale E) moves their mean to D - v scale g / (1 + v scale h): exact for Gaussian priors
+    and energies that are linear, or quadratic column by column, such as a Gaussian policy's. Without the denominator
+    narrow policies (large h) would be overshot. Where E is concave, h counts as 0. First order: policy-guided
+    diffusion (Jackson et al., 2024, arXiv 2404.06356).
+    """
+    where = where or GuidedRange()
+
+    def guided(x: Tensor, sigma: Tensor) -> Tensor:
+        estimate = denoise(x, sigma)
+        if not where.holds(sigma):
+            return estimate
+        variance = energy.scale * sigma**2 * coefficients(sigma, sigma_data).c_skip
+        with torch.enable_grad():
+            leaf = estimate.detach().requires_grad_()
+            total = energy.energy(_only(leaf, energy.moves)).sum()
+            gradient = torch.autograd.grad(total, leaf, create_graph=True)[0]
+            hessian = torch.zeros_like(leaf)
+            if gradient.requires_grad:  # not of a linear energy
+                hessian = torch.autograd.grad(gradient.sum(), leaf)[0].clamp(min=0)
+        return estimate - where.clip(variance * gradient.detach() / (1 + variance * hessian))
+
+    return guided
+
+
+def inpaint(denoise: Denoiser, known: Tensor, given: Tensor, normal: Callable[..., Tensor]) -> Denoiser:
+    """Rows whose columns `given` ([D], bool) are those of `known` [B, D], the others sampled given them.
+
+    At every evaluation the given columns are replaced by `known + sigma * normal(B, D)`, and in the answer by `known`:
+    the replacement method of Song et al., 2021 (arXiv 2011.13456, appendix I.2). Only approximate where columns depend
+    on each other: with few steps, and no churn, the sampled columns follow the given ones too weakly.
+    """
+
+    def inpainted(x: Tensor, sigma: Tensor) -> Tensor:
+        noised = known + sigma * normal(*x.shape)
+        return torch.where(given, known, denoise(torch.where(given, noised, x), sigma))
+
+    return inpainted
+
+
+def _only(x: Tensor, moves: Tensor) -> Tensor:
+    """`x` with a gradient in the columns `moves` only."""
+    return torch.where(moves, x, x.detach())

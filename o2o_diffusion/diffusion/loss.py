@@ -1,5 +1,7 @@
 """Denoising score matching as in EDM (Karras et al., 2022), https://arxiv.org/abs/2206.00364, section 5."""
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from o2o_diffusion.diffusion.preconditioning import Denoiser
@@ -19,3 +21,24 @@ def denoising_loss(denoise: Denoiser, x: Tensor, sigma: Tensor, noise: Tensor, s
     """Weighted mean squared error of denoising `x + sigma * noise`; x and noise are [B, D], sigma [B, 1]."""
     error = denoise(x + sigma * noise, sigma) - x
     return (loss_weight(sigma, sigma_data) * error.square()).mean()
+
+
+def draw_solver_sigma(uniform: Tensor, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
+    """Noise levels within [sigma_min, sigma_max] as often as solvers meet them (eq. 5 of EDM), of `uniform` numbers."""
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return (low + uniform * (high - low)) ** rho
+
+
+def contrastive_loss(positives: Tensor, negatives: Tensor) -> Tensor:
+    """Cross-entropy of the positive among 1 + K, with logits -E: InfoNCE (arXiv 1807.03748), as in arXiv 2304.12824.
+
+    Energies `positives` [B] and `negatives` [B, K] of independent rows of two densities p and q, each row of a group
+    with noise of the same level: the least loss is at E = -log p(z) / q(z) + a constant of the level.
+    """
+    logits = -torch.cat([positives[:, None], negatives], dim=1)
+    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
+
+
+def contrastive_accuracy(positives: Tensor, negatives: Tensor) -> Tensor:
+    """How often the positive [B] has the least energy of its group ([B, K] negatives): 1 / (1 + K) tells nothing."""
+    return (positives < negatives.amin(1)).float().mean()

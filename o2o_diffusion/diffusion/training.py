@@ -1,4 +1,4 @@
-"""Training of a denoiser: label dropout, cosine learning rate, clipped steps, averaged weights."""
+"""Training of a denoiser: dropped conditions, cosine learning rate, clipped steps, averaged weights."""
 
 import copy
 import math
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from o2o_diffusion.optimization import Optimizer, Stateful, polyak_update
 
 
-def drop_labels(labels: Tensor, uniform: Tensor, *, null: int, probability: float) -> Tensor:
-    """`labels` [B], null where `uniform` [B] < `probability`, so that one network learns both densities."""
-    return torch.where(uniform < probability, null, labels)
+def drop_conditions(conditions: Tensor, uniform: Tensor, *, null: float, probability: float) -> Tensor:
+    """`conditions` [B], null where `uniform` [B] < `probability`, so that one network learns both densities."""
+    return torch.where(uniform < probability, torch.full_like(conditions, null), conditions)
 
 
 def cosine_learning_rate(learning_rate: float, step: int, num_steps: int) -> float:

@@ -1,10 +1,8 @@
 """What a diffusion generator saves: network, normaliser, column layout and limits, in diffusers' folder format."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -14,10 +12,11 @@ from torch import Tensor
 from o2o_diffusion.data.replay import Pool
 from o2o_diffusion.diffusion.preconditioning import precondition
 from o2o_diffusion.errors import InputError
-from o2o_diffusion.networks.residual_mlp import ResidualMLP
+from o2o_diffusion.generators.saving import check_manifest
+from o2o_diffusion.networks.residual_mlp import LabelEmbedding, ResidualMLP, ScoreEmbedding
 from o2o_diffusion.types import TransitionSpec
 
-MANIFEST = "sha256.json"
+LABELS = ("offline", "online")
 MAX_REWARD_VALUES = 8
 """Rewards with at most so many distinct values are sparse: generated ones are snapped to them (a default of ours)."""
 
@@ -26,11 +25,12 @@ class TransitionDenoiser(ModelMixin, ConfigMixin):
     """Denoises normalised flat rows [s, a, r, s', termination]; config and buffers hold all that sampling needs.
 
     With `differences` the model sees s' - s in place of s': one step changes little, and errors are then measured by
-    that change. `columns` names the fields in order, with their widths.
+    that change. `columns` names the fields in order, with their widths. `condition` is what rows are conditioned on:
+    nothing, a label (index in `LABELS`), or a score in [-1, 1]; `null` stands for no condition.
 
     Buffers, by column: mean and std of the normaliser (terminations 0 and 1: not normalised), low and high of what may
-    be generated. `reward_values` holds the distinct rewards where they are few, NaN elsewhere; `label_rows` the number
-    of rows of each label that the model was last fitted on.
+    be generated. `reward_values` holds the distinct rewards where they are few, NaN elsewhere; `pool_rows` the offline
+    and online rows that there were at the last fit.
     """
 
     mean: Tensor
@@ -38,7 +38,7 @@ class TransitionDenoiser(ModelMixin, ConfigMixin):
     low: Tensor
     high: Tensor
     reward_values: Tensor
-    label_rows: Tensor
+    pool_rows: Tensor
 
     @register_to_config
     def __init__(
@@ -46,7 +46,7 @@ class TransitionDenoiser(ModelMixin, ConfigMixin):
         observation_dim: int,
         action_dim: int,
         columns: Sequence[tuple[str, int]],
-        labels: Sequence[str] = ("offline", "online"),
+        condition: Literal["none", "label", "score"] = "label",
         width: int = 256,
         depth: int = 4,
         embedding_dim: int = 128,
@@ -58,15 +58,20 @@ class TransitionDenoiser(ModelMixin, ConfigMixin):
     ):
         super().__init__()
         dim = sum(width for _, width in columns)
-        self.network = ResidualMLP(dim, width=width, depth=depth, embedding_dim=embedding_dim, num_labels=len(labels))
+        embedding = {
+            "none": lambda: None,
+            "label": lambda: LabelEmbedding(len(LABELS), embedding_dim),
+            "score": lambda: ScoreEmbedding(embedding_dim),
+        }[condition]()
+        self.null = embedding.null if embedding is not None else float("nan")
+        self.network = ResidualMLP(dim, width=width, depth=depth, embedding_dim=embedding_dim, condition=embedding)
         self.sigma_data, self.sigma_min, self.sigma_max, self.rho = sigma_data, sigma_min, sigma_max, rho
-        self.null_label = len(labels)
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("std", torch.ones(dim))
         self.register_buffer("low", torch.full((dim,), -torch.inf))
         self.register_buffer("high", torch.full((dim,), torch.inf))
         self.register_buffer("reward_values", torch.full((MAX_REWARD_VALUES,), torch.nan))
-        self.register_buffer("label_rows", torch.zeros(len(labels), dtype=torch.int64))
+        self.register_buffer("pool_rows", torch.zeros(len(LABELS), dtype=torch.int64))
 
     @classmethod
     def create(cls, spec: TransitionSpec, **settings: Any) -> "TransitionDenoiser":
@@ -78,29 +83,30 @@ class TransitionDenoiser(ModelMixin, ConfigMixin):
         """The dimensions that the model was made for."""
         return TransitionSpec(self.config["observation_dim"], self.config["action_dim"])
 
-    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, *condition: Tensor) -> Tensor:
         """[B, row_dim] expected clean rows of normalised `x` with noise `sigma` (scalar or [B, 1])."""
-        return precondition(self.network, self.sigma_data)(x, sigma, labels)
+        return precondition(self.network, self.sigma_data)(x, sigma, *condition)
 
     def normalize(self, rows: Tensor) -> Tensor:
         """Raw rows with zero mean and unit standard deviation per column."""
         return (self._change(rows, -1) - self.mean) / self.std
 
     @torch.no_grad()
-    def fit(self, pools: Sequence[Pool], *, margin: float = 0.05) -> None:
-        """Fit normaliser and limits to the `pools` (one for each label) that hold rows, each weighing the same.
+    def fit(self, pools: Sequence[Pool], shares: Sequence[float], *, margin: float = 0.05) -> None:
+        """Fit normaliser and limits to the offline and the online pool, which weigh as `shares`; they sum to 1.
 
         Standard deviations are at least 1e-3. Limits are the observed range and `margin` of it at either end; actions
         lie in [-1, 1].
         """
-        self.label_rows.copy_(torch.tensor([len(pool) for pool in pools]))
-        held = [pool for pool in pools if len(pool)]
+        self.pool_rows.copy_(torch.tensor([len(pool) for pool in pools]))
+        used = [(pool, share) for pool, share in zip(pools, shares, strict=True) if share > 0]
+        held, weights = [pool for pool, _ in used], [share for _, share in used]
         for name, where in self.spec.columns.items():
             fields = [pool.fields[name][: len(pool)].reshape(len(pool), -1) for pool in held]
             self.low[where], self.high[where] = observed_range(fields, margin)
             if name == "next_observations" and self.config["differences"]:
                 fields = [f - pool.fields["observations"][: len(pool)] for f, pool in zip(fields, held, strict=True)]
-            self.mean[where], self.std[where] = balanced_moments(fields)
+            self.mean[where], self.std[where] = weighted_moments(fields, weights)
         columns = self.spec.columns
         self.low[columns["actions"]], self.high[columns["actions"]] = -1.0, 1.0
         self.mean[columns["terminations"]], self.std[columns["terminations"]] = 0.0, 1.0
@@ -146,27 +152,26 @@ def observed_range(fields: Sequence[Tensor], margin: float) -> tuple[Tensor, Ten
     return low - margin * (high - low), high + margin * (high - low)
 
 
-def balanced_moments(fields: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """[D] mean and standard deviation (at least 1e-3) of `fields` ([N_i, D] each), each field weighing the same."""
-    mean = torch.stack([field.mean(0) for field in fields]).mean(0)
-    variance = torch.stack([(field - mean).square().mean(0) for field in fields]).mean(0)
-    return mean, variance.sqrt().clamp(min=1e-3)
+def weighted_moments(fields: Sequence[Tensor], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """[D] mean and standard deviation (at least 1e-3) of `fields` ([N_i, D] each), which weigh as `weights` in all."""
+    mean = sum(weight * field.mean(0) for field, weight in zip(fields, weights, strict=True))
+    squares = [(field - mean).square().mean(0) for field in fields]
+    variance = sum(weight * square for square, weight in zip(squares, weights, strict=True))
+    return torch.as_tensor(mean), torch.as_tensor(variance).sqrt().clamp(min=1e-3)
 
 
-def write_manifest(folder: Path) -> None:
-    """Write the sha256 of every file of `folder` beside them; a flipped bit in weights is otherwise silent."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != MANIFEST)
-    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    (folder / MANIFEST).write_text(json.dumps(digests, indent=2) + "\n")
+def load_model(folder: Path, spec: TransitionSpec, condition: str) -> TransitionDenoiser:
+    """The model saved in `folder`; InputError when it was altered, has other columns or is conditioned otherwise."""
+    check_manifest(folder)
+    model = TransitionDenoiser.from_pretrained(folder)
+    saved, wanted = (_in_words(columns) for columns in (model.config["columns"], layout(spec)))
+    if saved != wanted:
+        raise InputError(f"generator {folder} was made for the columns {saved}; the task has {wanted}")
+    if model.config["condition"] != condition:
+        raise InputError(f"generator {folder} has the condition '{model.config['condition']}', expected '{condition}'")
+    return model
 
 
-def check_manifest(folder: Path) -> None:
-    """Raise InputError when `folder` is no saved generator, or a file is missing or was altered."""
-    if not (folder / MANIFEST).is_file():
-        raise InputError(f"{folder} is not a saved generator: it has no {MANIFEST}")
-    for name, digest in json.loads((folder / MANIFEST).read_text()).items():
-        path = folder / name
-        if not path.is_file():
-            raise InputError(f"saved generator {folder}: {name} is missing")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            raise InputError(f"saved generator {folder}: {name} was altered since it was saved (sha256 differs)")
+def _in_words(columns: Sequence[tuple[str, int]]) -> str:
+    """Columns in one line, as "observations 11, actions 3"."""
+    return ", ".join(f"{name} {width}" for name, width in columns)

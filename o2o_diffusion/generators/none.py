@@ -21,6 +21,7 @@ class NoGenerator(Stateful):
         self.spec, self.device = spec, device
         self.generated = GeneratedShare()
         self.num_updates = self.num_samples = self.refresh_interval = self.first_refresh = 0
+        self.max_auc = 1.0
 
     def begin_refresh(self, replay: Replay, agent: Agent) -> None:
         """Nothing to prepare."""

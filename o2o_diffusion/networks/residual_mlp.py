@@ -1,4 +1,4 @@
-"""The denoiser of SynthER (Lu et al., 2023), https://arxiv.org/abs/2303.06614, with CFDG's label embedding."""
+"""The denoiser of SynthER (Lu et al., 2023), https://arxiv.org/abs/2303.06614, with an embedding of its condition."""
 
 import math
 
@@ -25,14 +25,53 @@ class FourierFeatures(nn.Module):
         return torch.cat([x[:, None], angles.sin(), angles.cos()], dim=1)
 
 
-class ResidualMLP(nn.Module):
-    """`depth` residual blocks h + Linear(ReLU(h)) between two linear maps; noise level and label enter by addition.
+class LabelEmbedding(nn.Module):
+    """`num_labels` classes and, as class `num_labels`, the null label; `dim` wide.
 
-    With `num_labels`, row `num_labels` of the embedding is the null label; with 0 there are no labels. The embedding's
-    width, 128, is a default of ours: the paper of CFDG (arXiv 2508.06806) does not state it.
+    Table and projection follow SynthER's noise embedding; the table's width, 128, is a default of ours, because the
+    paper of CFDG (arXiv 2508.06806) does not state it.
     """
 
-    def __init__(self, dim: int, *, width: int = 256, depth: int = 4, embedding_dim: int = 128, num_labels: int = 0):
+    def __init__(self, num_labels: int, dim: int):
+        super().__init__()
+        self.null = num_labels
+        self.layers = nn.Sequential(nn.Embedding(num_labels + 1, 128), nn.Linear(128, dim))
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """[B] int64 -> [B, dim]."""
+        return self.layers(labels)
+
+
+class ScoreEmbedding(nn.Module):
+    """A real number, or NaN for none, which is embedded as zeros (PGR, https://arxiv.org/abs/2410.18082)."""
+
+    null = float("nan")
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(1, 512), nn.Mish(), nn.Linear(512, dim))
+
+    def forward(self, scores: Tensor) -> Tensor:
+        """[B] -> [B, dim]."""
+        embedded = self.layers(scores.nan_to_num(0.0)[:, None])
+        return torch.where(scores.isnan()[:, None], 0.0, embedded)
+
+
+class ResidualMLP(nn.Module):
+    """`depth` residual blocks h + Linear(ReLU(h)) between two linear maps; noise level and condition enter by addition.
+
+    `condition` embeds what the rows are conditioned on, [B] -> [B, embedding_dim]; None for nothing.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        width: int = 256,
+        depth: int = 4,
+        embedding_dim: int = 128,
+        condition: LabelEmbedding | ScoreEmbedding | None = None,
+    ):
         super().__init__()
         fourier = FourierFeatures()
         self.noise_embedding = nn.Sequential(
@@ -41,19 +80,17 @@ class ResidualMLP(nn.Module):
             nn.SiLU(),
             nn.Linear(embedding_dim, embedding_dim),
         )
-        self.label_embedding = (
-            nn.Sequential(nn.Embedding(num_labels + 1, 128), nn.Linear(128, embedding_dim)) if num_labels else None
-        )
+        self.condition_embedding = condition
         self.encode = nn.Linear(dim, embedding_dim)
         self.widen = nn.Linear(embedding_dim, width)
         self.blocks = nn.ModuleList(nn.Sequential(nn.ReLU(), nn.Linear(width, width)) for _ in range(depth))
         self.decode = nn.Sequential(nn.ReLU(), nn.Linear(width, dim))
 
-    def forward(self, x: Tensor, noise: Tensor, labels: Tensor | None = None) -> Tensor:
-        """[B, dim] -> [B, dim]; `noise` is [B] or [1], `labels` [B] int64."""
+    def forward(self, x: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
+        """[B, dim] -> [B, dim]; `noise` is [B] or [1], `condition` [B]."""
         h = self.encode(x) + self.noise_embedding(noise)
-        if self.label_embedding is not None:
-            h = h + self.label_embedding(labels)
+        if self.condition_embedding is not None:
+            h = h + self.condition_embedding(condition)
         h = self.widen(h)
         for block in self.blocks:
             h = h + block(h)

@@ -6,7 +6,7 @@ from o2o_diffusion.diffusion.guidance import classifier_free
 from o2o_diffusion.diffusion.loss import denoising_loss, draw_sigma, loss_weight
 from o2o_diffusion.diffusion.preconditioning import coefficients, precondition
 from o2o_diffusion.diffusion.solvers import dpm_scheduler, karras_sigmas, sample_dpm, sample_heun
-from o2o_diffusion.diffusion.training import DenoiserTraining, average_decay, cosine_learning_rate, drop_labels
+from o2o_diffusion.diffusion.training import DenoiserTraining, average_decay, cosine_learning_rate, drop_conditions
 
 
 def gaussian(x, sigma, mean: float = 1.5, std: float = 0.5):
@@ -82,12 +82,12 @@ def test_classifier_free_extrapolates_in_one_pass():
         calls.append(len(x))
         return x * sigma + labels[:, None]
 
-    guided = classifier_free(conditional, label=1, null=2, scale=0.5)
+    guided = classifier_free(conditional, condition=torch.ones(4), null=2, scale=0.5)
     x, sigma = noise(4, 3), torch.tensor(0.3)
     one, two = torch.ones(4), 2 * torch.ones(4)
     expected = 1.5 * (x * sigma + one[:, None]) - 0.5 * (x * sigma + two[:, None])
     assert torch.allclose(guided(x, sigma), expected) and calls == [8]
-    classifier_free(conditional, label=1, null=2, scale=0.0)(x, sigma)
+    classifier_free(conditional, condition=torch.ones(4), null=2, scale=0.0)(x, sigma)
     assert calls == [8, 4]
 
 
@@ -97,13 +97,13 @@ def test_guidance_shifts_a_gaussian_away_from_the_null_mean():
     def conditional(x, sigma, labels):
         return gaussian(x, sigma, mean=torch.where(labels == 2, 0.0, 1.0)[:, None], std=1.0)  # type: ignore
 
-    guided = classifier_free(conditional, label=1, null=2, scale=1.0)
+    guided = classifier_free(conditional, condition=torch.ones(20_000), null=2, scale=1.0)
     x = sample_dpm(guided, 80 * noise(20_000, 1), dpm_scheduler(), 32)
     assert abs(x.mean() - 2.0) < 0.05 and abs(x.std() - 1.0) < 0.03  # 0.025 of it: sigma_max is finite
 
 
-def test_labels_are_dropped_where_the_draw_is_small():
-    labels = drop_labels(torch.tensor([0, 1, 1]), torch.tensor([0.1, 0.3, 0.2]), null=2, probability=0.25)
+def test_conditions_are_dropped_where_the_draw_is_small():
+    labels = drop_conditions(torch.tensor([0, 1, 1]), torch.tensor([0.1, 0.3, 0.2]), null=2, probability=0.25)
     assert labels.tolist() == [2, 1, 2]
 
 

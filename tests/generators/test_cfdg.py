@@ -73,7 +73,7 @@ def test_rows_are_valid(trained):
 
 def test_postprocessing_clips_snaps_thresholds_and_drops():
     model = CFDG(TINY, SPEC, seed=0).model
-    model.fit([replay().offline, replay().online])
+    model.fit([replay().offline, replay().online], (0.5, 0.5))
     normal = model.normalize(SPEC.flatten(rows(4, 2.0, 2)))
     normal[0], normal[1, 0] = 100.0, torch.nan
     normal[2, SPEC.columns["terminations"]] = 0.49
@@ -87,14 +87,14 @@ def test_postprocessing_clips_snaps_thresholds_and_drops():
 def test_normaliser_weighs_both_pools_alike():
     store = replay(offline=300, online=100)
     model = CFDG(TINY, SPEC, seed=0).model
-    model.fit([store.offline, store.online])
+    model.fit([store.offline, store.online], (0.5, 0.5))
     states = [pool.all().observations for pool in (store.offline, store.online)]
     balanced = torch.cat([states[0], states[1].repeat(3, 1)])
     assert torch.allclose(model.mean[:2], balanced.mean(0), atol=1e-4)
     assert torch.allclose(model.std[:2], balanced.std(0), rtol=1e-2)
     assert model.mean[-1] == 0 and model.std[-1] == 1  # terminations are not normalised
     store.offline.fields["observations"][:] = 5.0
-    model.fit([store.offline])
+    model.fit([store.offline, store.online], (1.0, 0.0))
     assert (model.std[:2] == 1e-3).all()
 
 
@@ -103,13 +103,13 @@ def test_one_empty_pool_is_no_obstacle():
         generator = CFDG(TINY, SPEC, seed=0)
         refresh(generator, store)
         assert len(generator.sample(10)) == len(generator.sample(10, source=source)) == 10
-        _, labels = generator._batch(store)
+        labels = generator.real_rows(store).sources
         assert labels.unique().tolist() == [int(source == Source.GENERATED_ONLINE)]
 
 
 def test_guidance_grows_with_the_online_rows():
     generator = CFDG(replace(TINY, guidance=2.0, guidance_ramp=400), SPEC, seed=0)
-    generator.model.fit([replay().offline, replay().online])
+    generator.model.fit([replay().offline, replay().online], (0.5, 0.5))
     plain = CFDG(replace(TINY, guidance=1.0, guidance_ramp=0), SPEC, seed=0)
     plain.model.load_state_dict(generator.model.state_dict())
     assert torch.equal(generator.sample(8).observations, plain.sample(8).observations)

@@ -1,0 +1,108 @@
+"""The model card of a saved generator: what it is, what it was made from, what it is for, in the hub's format.
+
+After Mitchell et al. (2019), Model cards for model reporting, https://arxiv.org/abs/1810.03993.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
+
+LIBRARY = "o2o_diffusion"
+BODY = """
+# {name}, a generator of transitions
+
+A diffusion model of transitions (s, a, r, s', termination) for offline-to-online reinforcement learning, of the class
+`{target}`. It is refreshed on what a policy meets, and its rows are mixed into the learner's batches.
+
+```python
+from o2o_diffusion import Augmenter
+
+augmenter = Augmenter.from_pretrained("<this folder, or its id on the hub>")
+batch = augmenter.sample(256)  # observations, actions, rewards, next_observations, terminations
+```
+
+## Training data
+
+{data}
+
+## Columns
+
+In this order; actions are in [-1, 1], rewards raw, terminations 1 only where the task ended.
+
+{columns}
+
+## Quality
+
+{quality}
+
+## Intended use and limits
+
+Meant for training policies in the environment of its data, beside real rows. Its rows are single transitions near the
+data it was trained on: they hold nothing of states that were never visited, are not consistent over several steps, and
+must not be taken for measurements of the environment. Look at their quality before relying on them.
+
+## Settings
+
+{settings}
+
+## Licence
+
+{licence}
+"""
+
+
+def model_card(
+    settings: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    columns: Sequence[Sequence[Any]],
+    pool_rows: Sequence[int],
+) -> "ModelCard":
+    """The card of a generator with these `settings` and `facts`.
+
+    `columns` are names and widths, `pool_rows` the offline and online rows of its last fit. The licence is the user's
+    to choose: `facts["license"]`, left open where there is none.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    licence = facts.get("license")
+    tags = ["reinforcement-learning", "offline-to-online-rl", "diffusion", "data-augmentation"]
+    data = ModelCardData(library_name=LIBRARY, license=licence, tags=tags, pipeline_tag="reinforcement-learning")
+    sections = {
+        "name": str(settings["target"]).rpartition(".")[2],
+        "target": settings["target"],
+        "data": _table(_data(facts, pool_rows)),
+        "columns": _table({f"`{name}`": width for name, width in columns}),
+        "quality": _quality(facts.get("quality")),
+        "settings": _table({f"`{name}`": f"`{value}`" for name, value in settings.items() if name != "target"}),
+        "licence": licence or "Left open by whoever made this generator.",
+    }
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n{BODY.format(**sections)}")
+
+
+def _data(facts: Mapping[str, Any], pool_rows: Sequence[int]) -> dict[str, Any]:
+    environment = facts.get("environment") or {}
+    return {
+        "dataset (offline label)": facts.get("dataset", "unknown"),
+        "its sha256": facts.get("dataset_sha256", "unknown"),
+        "dataset (online label)": facts.get("online_dataset") or "none",
+        "environment": environment.get("id", "unknown"),
+        "offline rows": f"{pool_rows[0]:,}",
+        "online rows": f"{pool_rows[1]:,}",
+        "updates": f"{facts['updates']:,}" if "updates" in facts else "unknown",
+    }
+
+
+def _quality(quality: Mapping[str, Any] | None) -> str:
+    if not quality:
+        return "Not measured when it was saved."
+    aucs = {f"AUC, {label} label": f"{value:.3f}" for label, value in quality["auc"].items()}
+    return (
+        f"A classifier told {quality['rows']:,} new rows from up to as many training rows of their label, on rows "
+        f"it was not trained on, with these areas under the curve (0.5: not at all, 1: always).\n\n{_table(aucs)}"
+    )
+
+
+def _table(rows: Mapping[str, Any]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])

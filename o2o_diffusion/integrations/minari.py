@@ -1,0 +1,65 @@
+"""Minari in, Minari out: a dataset with generated rows, or generated rows alone, as a new Minari dataset.
+
+augment("D4RL/door/human-v2", "my/door-augmented-v0", generator="cfdg", num_samples=20_000)
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from o2o_diffusion.augmentation import Augmenter
+from o2o_diffusion.config import available
+from o2o_diffusion.data.datasets import load_dataset
+from o2o_diffusion.generation.episodes import Layout, check_new, check_size, open_dataset, write_rows
+from o2o_diffusion.generators.saving import checksum, find_folder, load_generator
+from o2o_diffusion.types import Source
+
+
+def augment(
+    dataset: str | Path,
+    output_id: str,
+    *,
+    generator: str = "cfdg",
+    num_samples: int = 10_000,
+    keep_real: bool = True,
+    online: str | Path | None = None,
+    settings: Sequence[str] = (),
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Path:
+    """Write `dataset` with `num_samples` generated rows after its own as the Minari dataset `output_id`.
+
+    Args:
+        dataset: a Minari id or folder.
+        output_id: namespace/name-vN, a new one.
+        generator: name of a file in configs/generator, which is trained here, or a folder (or an id on the hub) of a
+            saved generator, which is drawn from as it is.
+        num_samples: rows to draw; every one becomes an episode of one step.
+        keep_real: whether the episodes of `dataset` come first, as they are, or generated rows stand alone.
+        online: data whose rows carry the online label; new rows carry it then, else the offline one.
+        settings: overrides of a generator that is trained, as in ["updates=2000"].
+        seed: decides everything random.
+        device: where the generator is trained and sampled.
+
+    Returns the new dataset's folder. Raises InputError, one line, for whatever is missing, taken or does not fit.
+    """
+    check_new(output_id)
+    real = load_dataset(str(dataset))
+    source = open_dataset(dataset)
+    layout = Layout.of(real, source)
+    check_size(num_samples, layout)
+    known: dict[str, Any] = {"source_datasets": [real.name]}
+    if generator in available("generator") or generator.endswith(".yaml"):
+        fresh = [*settings, "num_samples=0"]  # no pool is needed
+        augmenter = Augmenter(dataset, generator=generator, online=online, settings=fresh, seed=seed, device=device)
+        augmenter.refresh()
+    else:
+        loaded = load_generator(generator, real.spec, seed=seed, device=device)
+        augmenter = Augmenter(dataset, generator=loaded, online=online, seed=seed, device=device)
+        known["generator_sha256"] = checksum(find_folder(generator))
+    label = Source.GENERATED_OFFLINE if online is None else Source.GENERATED_ONLINE
+    rows = augmenter.generator.sample(num_samples, source=label, replay=augmenter.replay, agent=augmenter.agent)
+    known["algorithm_name"] = type(augmenter.generator).__name__
+    return write_rows(output_id, rows, layout, known, source if keep_real else None)

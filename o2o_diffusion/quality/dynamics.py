@@ -1,0 +1,137 @@
+"""Whether generated transitions obey the task's dynamics, which are known (`Simulator`) or learned (`ensemble.py`).
+
+Both take transitions and return the same observations and actions with what really follows.
+"""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from o2o_diffusion.data.spaces import flatten
+from o2o_diffusion.envs import AgentEnvironment, EnvironmentSpec, make_environment
+from o2o_diffusion.types import Transitions
+
+AGENTS = ("point_env", "ant_env")
+"""Where the mazes of gymnasium_robotics keep the environment whose state can be set."""
+
+TOLERANCE = 1e-3
+"""Of the median squared error of real rows over their mean squared change: above it, the state is not in there."""
+
+
+class Simulator:
+    """A MuJoCo environment set to an observation and stepped from there.
+
+    For observations that hold all positions, up to two coordinates of the root, and all velocities: Hopper,
+    HalfCheetah, Walker2d, Swimmer, InvertedPendulum, PointMaze and AntMaze (which also has the goal), and the like.
+    Raises ValueError for others.
+    """
+
+    name = "simulator"
+
+    def __init__(self, environment: gym.Env):
+        self.environment = (
+            environment if isinstance(environment, AgentEnvironment) else AgentEnvironment(environment, ())
+        )
+        self.whole: Any = self.environment.unwrapped
+        self.body: Any = next((getattr(self.whole, name) for name in AGENTS if hasattr(self.whole, name)), self.whole)
+        if not hasattr(self.body, "set_state") or not hasattr(self.body, "model"):
+            raise ValueError("the environment's state cannot be set")
+        columns = _fields(self.environment)
+        self.goal = columns.get("desired_goal")
+        state = [columns[name] for name in columns if name != "desired_goal"]
+        self.state = np.concatenate([np.arange(where.start, where.stop) for where in state])
+        self.hidden = self.body.model.nq + self.body.model.nv - len(self.state)
+        if not 0 <= self.hidden <= 2:
+            raise ValueError(f"the observation holds {-self.hidden} entries less than the state")
+        self.environment.reset(seed=0)
+
+    @classmethod
+    def find(cls, spec: EnvironmentSpec | None, keys: tuple[str, ...], real: Transitions) -> "Simulator | None":
+        """The simulator of a dataset's environment, if it reproduces up to 200 of the `real` rows; None otherwise."""
+        if spec is None:
+            return None
+        try:
+            simulator = cls(make_environment(spec, keys))
+        except ValueError:
+            return None
+        known = real[simulator.known(real, real)][:200]
+        if not len(known):
+            return None
+        return simulator if compare_next(known, simulator(known), real)["median"] < TOLERANCE else None
+
+    def __call__(self, batch: Transitions) -> Transitions:
+        """What really follows on the observations and actions of `batch`: next observations, rewards, terminations."""
+        steps = [
+            self._step(observation, action)
+            for observation, action in zip(batch.observations.double().numpy(), batch.actions.numpy(), strict=True)
+        ]
+        following, rewards, terminations = (np.array(column, dtype=np.float32) for column in zip(*steps, strict=True))
+        return batch.where(
+            next_observations=torch.from_numpy(following),
+            rewards=torch.from_numpy(rewards),
+            terminations=torch.from_numpy(terminations),
+        )
+
+    def known(self, batch: Transitions, real: Transitions) -> Tensor:
+        """[B] whether the state can be told: not where a velocity is as large as it is ever shown.
+
+        Hopper and Walker2d clip velocities to [-10, 10]; that several `real` rows have the very largest one tells so.
+        """
+        velocities = self.state[-self.body.model.nv :]
+        extremes = real.observations[:, velocities].abs().amax(1)
+        clipped = int((extremes == extremes.max()).sum()) > 1
+        limit = 0.99 * float(extremes.max()) if clipped else float("inf")
+        return batch.observations[:, velocities].abs().amax(1) < limit
+
+    def _step(self, observation: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, float, bool]:
+        state = np.concatenate([np.zeros(self.hidden), observation[self.state]])
+        self.body.set_state(*np.split(state, [self.body.model.nq]))
+        if self.goal is not None:
+            self.whole.goal = observation[self.goal]
+        following, reward, terminated, *_ = self.whole.step(self.environment.bounds.to_box(action))
+        return flatten(following, self.environment.keys), float(reward), bool(terminated)
+
+
+def dynamics_error(
+    env: gym.Env, generated: Transitions, real: Transitions, *, limit: float | None = None
+) -> dict[str, float]:
+    """Error of generated next observations in the simulator, over the mean squared one-step change of `real` rows.
+
+    Rows with an entry of at least `limit` are left out, by default those of which the state cannot be told
+    (`Simulator.known`). Returns mean, median and the share of rows compared.
+    """
+    simulator = Simulator(env)
+    known = simulator.known(generated, real) if limit is None else generated.observations.abs().amax(1) < limit
+    errors = compare_next(generated[known], simulator(generated[known]), real)
+    return {"mean": errors["mean"], "median": errors["median"], "share": float(known.float().mean())}
+
+
+def compare_next(batch: Transitions, truth: Transitions, real: Transitions) -> dict[str, Any]:
+    """Squared error of next observations: its mean and median over the mean squared one-step change of `real` rows.
+
+    `per_dimension` is [observation_dim], each over its own mean square change, or over its variance where it never
+    changes within an episode (a goal).
+    """
+    squared = (batch.next_observations - truth.next_observations).double().square()
+    change = (real.next_observations - real.observations).double().square()
+    scale = torch.where(change.mean(0) > 0, change.mean(0), real.observations.double().var(0).clamp(min=1e-6))
+    total = float(change.sum(1).mean())
+    return {
+        "mean": float(squared.sum(1).mean()) / total,
+        "median": float(squared.sum(1).median()) / total,
+        "per_dimension": (squared.mean(0) / scale).tolist(),
+    }
+
+
+def _fields(environment: AgentEnvironment) -> dict[str, slice]:
+    """Where each field of the flattened observation lies; one without a name where it is a plain vector."""
+    columns, start = {}, 0
+    spaces: Any = environment.env.observation_space
+    for key in environment.keys or ("",):
+        width = (spaces[key] if key else spaces).shape[0]
+        columns[key] = slice(start, start + width)
+        start += width
+    return columns

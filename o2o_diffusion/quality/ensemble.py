@@ -1,0 +1,64 @@
+"""Dynamics learned from real rows, where no simulator can be set to an observation (Adroit, Pendulum, tables).
+
+Small networks predict the change of the observation. They are fitted on different parts of the real rows, so that the
+error on generated rows can be put beside the error on real rows that the same network has not seen.
+"""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from o2o_diffusion.quality.dynamics import compare_next
+from o2o_diffusion.types import Transitions
+
+
+class DynamicsEnsemble:
+    """`size` networks, each fitted on all but one part of the real rows (in their order: neighbours stay together).
+
+    `real_error` is the mean of `compare_next` of the parts left out. Two layers of 128 units, at most 60 epochs
+    (defaults of ours).
+    """
+
+    name = "ensemble"
+
+    def __init__(self, real: Transitions, *, size: int = 3, seed: int = 0):
+        from sklearn.model_selection import KFold
+
+        inputs, changes = _inputs(real), real.next_observations - real.observations
+        self.mean, self.std = inputs.mean(0), inputs.std(0).clamp(min=1e-3)
+        self.change_mean, self.change_std = changes.mean(0), changes.std(0).clamp(min=1e-6)
+        self.members, errors = [], []
+        for number, (fitted, left_out) in enumerate(KFold(size).split(inputs.numpy())):
+            self.members.append(self._fit(real[torch.from_numpy(fitted)], seed + number))
+            rows = real[torch.from_numpy(left_out)]
+            errors.append(compare_next(rows, self._predict(self.members[-1], rows), real)["mean"])
+        self.real_error = float(np.mean(errors))
+
+    def __call__(self, batch: Transitions) -> list[Transitions]:
+        """What follows on `batch` according to each member."""
+        return [self._predict(member, batch) for member in self.members]
+
+    def _fit(self, rows: Transitions, seed: int) -> Any:
+        from sklearn.neural_network import MLPRegressor
+
+        changes = (rows.next_observations - rows.observations - self.change_mean) / self.change_std
+        options: Any = {"hidden_layer_sizes": (128, 128), "batch_size": min(256, len(rows)), "max_iter": 60}
+        member = MLPRegressor(**options, early_stopping=True, random_state=seed)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # the number of epochs is a budget
+            return member.fit(self._normalized(rows), changes.numpy())
+
+    def _predict(self, member: Any, rows: Transitions) -> Transitions:
+        changes = torch.from_numpy(np.asarray(member.predict(self._normalized(rows)), dtype=np.float32))
+        changes = changes.reshape(rows.observations.shape) * self.change_std + self.change_mean
+        return rows.where(next_observations=rows.observations + changes)
+
+    def _normalized(self, rows: Transitions) -> np.ndarray:
+        return ((_inputs(rows) - self.mean) / self.std).numpy()
+
+
+def _inputs(rows: Transitions) -> Tensor:
+    """[B, observation_dim + action_dim]."""
+    return torch.cat([rows.observations, rows.actions], dim=1)

@@ -1,0 +1,117 @@
+"""One page that shows a generator's rows beside real ones: marginals, projections, the dynamics error by dimension."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from o2o_diffusion.quality.distances import standardize
+from o2o_diffusion.quality.rows import Real, draw
+from o2o_diffusion.types import Transitions, TransitionSpec
+
+REAL, GENERATED, OTHER = "0.45", "tab:orange", "tab:blue"
+COLUMNS = 4
+"""Marginals in each of two rows."""
+POINTS = 2_000
+"""Rows of each kind in a projection: more only hide each other."""
+SMALLEST = 1e-6
+"""Errors below it, as of a simulator against itself, are not drawn."""
+
+
+def save_page(
+    report: Mapping[str, Any], generated: Mapping[str, Transitions], real: Mapping[str, Real], title: str, path: Path
+) -> None:
+    """Draw a report of `evaluate`, and the rows it is about, a column for each label, to the PNG file `path`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9 * len(generated), 12), layout="constrained")
+    FigureCanvasAgg(figure)  # draws without a display
+    figure.suptitle(title, fontsize=14)
+    parts = figure.subfigures(1, len(generated), wspace=0.06, squeeze=False)[0]
+    for part, (label, rows) in zip(parts, generated.items(), strict=True):
+        numbers, held_out = report["labels"][label], {name: pools.held_out for name, pools in real.items()}
+        auc, floor = (numbers["auc"][kind] for kind in ("generated", "floor"))
+        part.suptitle(f"{label} label: two-sample AUC {auc:.2f} (real against real {floor:.2f})", fontsize=13)
+        upper, middle, lower = part.subfigures(3, 1, height_ratios=(1.3, 1, 0.8))
+        _draw_marginals(upper, numbers["marginals"]["generated"], rows, held_out[label])
+        _draw_projections(middle, label, rows, held_out)
+        _draw_dynamics(lower, numbers.get("dynamics", {}))
+    figure.savefig(path, dpi=100)
+
+
+def column_names(spec: TransitionSpec) -> list[str]:
+    """Short names of a flat row's columns: s0, s1, .., a0, .., reward, s'0, .., termination."""
+    letters = {"observations": "s", "actions": "a", "next_observations": "s'"}
+    names = []
+    for field, where in spec.columns.items():
+        width = where.stop - where.start
+        names += [f"{letters[field]}{k}" for k in range(width)] if field in letters else [field.removesuffix("s")]
+    return names
+
+
+def _spec(batch: Transitions) -> TransitionSpec:
+    return TransitionSpec(batch.observations.shape[1], batch.actions.shape[1])
+
+
+def _draw_marginals(figure: Any, similarity: list[float], generated: Transitions, real: Transitions) -> None:
+    """Histograms of the reward and of the columns of s and a that differ most."""
+    spec = _spec(generated)
+    names, reward = column_names(spec), spec.columns["rewards"].start
+    worst = sorted(range(reward), key=lambda column: similarity[column])[: 2 * COLUMNS - 1]
+    axes = figure.subplots(2, COLUMNS).flat
+    for axis, column in zip(axes, [reward, *worst], strict=False):
+        values = [spec.flatten(batch)[:, column].numpy() for batch in (real, generated)]
+        low, high = np.quantile(np.concatenate(values), [0.002, 0.998])
+        edges = np.linspace(low, max(high, low + 1e-6), 41)
+        axis.hist(values[0].clip(low, high), edges, density=True, color=REAL, alpha=0.6)
+        axis.hist(values[1].clip(low, high), edges, density=True, color=GENERATED, histtype="step", linewidth=1.6)
+        axis.set_title(f"{names[column]}, 1 - KS = {similarity[column]:.2f}", fontsize=10)
+        axis.set_yticks([])
+        axis.tick_params(labelsize=8)
+    for axis in axes:  # of a task with few columns
+        axis.axis("off")
+    figure.suptitle("grey: real, held out; orange: generated; the reward, and the columns of s and a that differ most")
+
+
+def _draw_projections(figure: Any, label: str, generated: Transitions, held_out: Mapping[str, Transitions]) -> None:
+    """Real rows, generated and the other label's, side by side in the plane of the real rows' principal components."""
+    from sklearn.decomposition import PCA
+
+    spec = _spec(generated)
+    known = spec.flatten(held_out[label])
+    plane = PCA(2, random_state=0).fit(standardize(known, known).numpy())
+    shown = {f"real, {label}": (held_out[label], REAL), f"generated, {label}": (generated, GENERATED)}
+    shown |= {f"real, {name}": (batch, OTHER) for name, batch in held_out.items() if name != label}
+    axes = figure.subplots(1, len(shown), sharex=True, sharey=True)
+    for axis, (name, (batch, color)) in zip(axes, shown.items(), strict=True):
+        points = plane.transform(standardize(spec.flatten(draw(batch, POINTS, 0)), known).numpy())
+        axis.scatter(*points.T, s=5, color=color, alpha=0.4, linewidths=0)
+        axis.set_title(name, fontsize=10)
+    low, high = np.quantile(plane.transform(standardize(known, known).numpy()), [0.001, 0.999], axis=0)
+    margin = 0.25 * (high - low)  # one generated row far away must not shrink the rest
+    low, high = low - margin, high + margin
+    axes[0].set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+    shares = 100 * plane.explained_variance_ratio_
+    figure.suptitle(f"principal components 1 and 2 of the real rows ({shares[0]:.0f} % and {shares[1]:.0f} % of variance)")
+
+
+def _draw_dynamics(figure: Any, errors: Mapping[str, list[float]]) -> None:
+    """Squared error of each dimension of the next observation."""
+    axis = figure.subplots()
+    axis.set_title("error of the generated next observation, by dimension")
+    if "generated" not in errors:
+        axis.text(0.5, 0.5, "not computed: no row could be simulated", ha="center", transform=axis.transAxes)
+        return
+    for kind, width, color in (("generated", 0.8, GENERATED), ("floor", 0.4, REAL)):
+        values = np.array(errors[kind])
+        if values.max() > SMALLEST:
+            name = "generated" if kind == "generated" else "real (the learned model's own error)"
+            axis.bar(range(len(values)), values.clip(SMALLEST), width, color=color, label=name)
+    axis.axhline(1.0, color="black", linestyle="--", linewidth=1, label="as large as the change in a step")
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, 1.5 * high * (high / low) ** 0.2)  # room for the legend
+    axis.set(xlabel="dimension of s'", ylabel="mean squared error / change")
+    axis.legend(fontsize=9, ncols=3, loc="upper center", frameon=False)

@@ -1,0 +1,78 @@
+"""Classifier two-sample tests: how well a small network tells generated rows from real ones, and what that bounds.
+
+Lopez-Paz and Oquab (2017), https://arxiv.org/abs/1610.06545. Rows are [N, D] and [M, D].
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from o2o_diffusion.quality.distances import standardize
+
+
+def auc(generated: Tensor, real: Tensor, *, folds: int = 5, seed: int = 0) -> float:
+    """AUC of a small classifier that tells the rows apart, on rows it was not trained on.
+
+    0.5 when it cannot, 1 when it always can; never below 0.5 by more than chance.
+    """
+    return area(*scores(generated, real, folds=folds, seed=seed))
+
+
+def jensen_shannon(generated: Tensor, real: Tensor, *, folds: int = 5, seed: int = 0) -> float:
+    """Jensen-Shannon divergence in nats, in [0, ln 2], estimated from below by a classifier's cross-entropy.
+
+    Of as many rows of each set as the smaller one has. Such estimators are compared with each other only when they
+    see equally many rows: a classifier finds less in fewer.
+    """
+    size = min(len(generated), len(real))
+    return divergence(*scores(generated[:size], real[:size], folds=folds, seed=seed))
+
+
+def scores(generated: Tensor, real: Tensor, *, folds: int = 5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Probability of being generated for every row, by a classifier not trained on it, and whether it was (1 or 0)."""
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+    rows = standardize(torch.cat([generated, real]), real).numpy()
+    labels = np.repeat([1, 0], [len(generated), len(real)])
+    splits = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    with _capped():
+        found = cross_val_predict(_classifier(seed), rows, labels, cv=splits, method="predict_proba")
+    return np.asarray(found)[:, 1], labels
+
+
+def area(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Area under the curve of such `scores`."""
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(labels, probabilities))
+
+
+def divergence(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """ln 2 - cross-entropy of such `scores` of equally many rows, in [0, ln 2]."""
+    from sklearn.metrics import log_loss
+
+    return float(np.clip(math.log(2) - log_loss(labels, probabilities), 0.0, math.log(2)))
+
+
+def label_classifier(online: Tensor, offline: Tensor, *, seed: int = 0) -> Callable[[Tensor], float]:
+    """A function of rows [N, D]: the mean probability that they are online, by a classifier of these real rows."""
+    pool = torch.cat([online, offline])
+    classifier = _classifier(seed)
+    with _capped():
+        classifier.fit(standardize(pool, pool).numpy(), np.repeat([1, 0], [len(online), len(offline)]))
+    return lambda rows: float(np.asarray(classifier.predict_proba(standardize(rows, pool).numpy()))[:, 1].mean())
+
+
+def _classifier(seed: int):
+    from sklearn.neural_network import MLPClassifier
+
+    return MLPClassifier((64, 64), early_stopping=True, n_iter_no_change=3, max_iter=20, random_state=seed)
+
+
+def _capped():
+    """The number of epochs is a budget: that it was reached is no reason to warn."""
+    return warnings.catch_warnings(action="ignore", category=UserWarning)
