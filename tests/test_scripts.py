@@ -4,11 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
-
-from o2o_diffusion.generation import generate_file
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -51,22 +48,6 @@ def test_pretrain_is_reused(tmp_path, tiny_run):
     second = [*tiny_run, "--learner", "iql", "--generator", "none", f"output={tmp_path / 'second'}"]
     script("finetune", *second, f"pretrained={tmp_path / 'first'}")
     assert json.loads((tmp_path / "second" / "summary.json").read_text())["updates"] == 100
-
-
-def test_a_generator_alone_makes_files_of_rows(tmp_path, pendulum_table, tiny_cfdg):
-    folder = tmp_path / "generator"
-    own = [override for override in tiny_cfdg if override != "generator=cfdg"]
-    task = [f"task.dataset={pendulum_table}", "task.environment=Pendulum-v1", "threads=1"]
-    script("train_generator", *task, *own, f"online_dataset={pendulum_table}", f"output={folder}")
-    script("generate", f"generator={folder}", "num_samples=30", f"output={tmp_path / 'rows.npz'}")
-    rows = np.load(tmp_path / "rows.npz")
-    assert rows["observations"].shape == (30, 3) and (np.abs(rows["actions"]) <= 1).all()
-    for suffix in ("hdf5", "safetensors"):
-        path, count = generate_file(str(folder), 30, "online", str(tmp_path / f"rows.{suffix}"), seed=0)
-        assert path.is_file() and count == 30
-    with h5py.File(tmp_path / "rows.hdf5") as file:
-        assert np.allclose(file["observations"], rows["observations"], atol=1e-3)  # the same seed, the same rows
-    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_a_missing_dataset_is_recorded_and_listed(tmp_path):

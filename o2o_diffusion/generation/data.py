@@ -23,7 +23,7 @@ def load_rows(name: str) -> Dataset:
     Raises InputError as `load_dataset` does, and for these two reasons.
     """
     check_columns(name)
-    return check_rows(load_dataset(name))
+    return check_rows(name, load_dataset(name))
 
 
 def check_columns(name: str) -> None:
@@ -41,12 +41,10 @@ def check_columns(name: str) -> None:
         raise InputError(f"{path}: unknown column '{unknown[0]}'{nearest(unknown[0], KNOWN)}; known are {known}")
 
 
-def check_rows(dataset: Dataset) -> Dataset:
-    """The same dataset; raises InputError when it has too few transitions."""
+def check_rows(name: str, dataset: Dataset) -> Dataset:
+    """The same dataset, loaded from `name`; raises InputError when it has too few transitions."""
     if dataset.num_transitions < MIN_ROWS:
-        raise InputError(
-            f"{dataset.name} has {dataset.num_transitions} transitions, a generator needs at least {MIN_ROWS}"
-        )
+        raise InputError(f"{name} has {dataset.num_transitions} transitions, a generator needs at least {MIN_ROWS}")
     return dataset
 
 

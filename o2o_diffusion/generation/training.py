@@ -66,10 +66,11 @@ class GeneratorTraining:
             raise InputError(f"mixed precision '{self.accelerator.mixed_precision}' is not supported; use bf16 or no")
         self.threads, self.matmul = set_threads(self.config.threads), choose_matmul()
         with self.accelerator.main_process_first():
-            check_columns(str(settings.components["task"].config.dataset))
+            name = str(settings.components["task"].config.dataset or "the task")
+            check_columns(name)
             self.task = settings.components["task"].build()
             self.online = load_rows(self.config.online_dataset) if self.config.online_dataset else None
-        check_rows(self.task.dataset)
+        check_rows(name, self.task.dataset)
         self.output = output_of(folder) if folder else new_output(self.config.output, self._name())
         self.folder = folder or training_of(self.output)
         self.replay = make_replay(self.task.dataset, self.online, self.accelerator.device)

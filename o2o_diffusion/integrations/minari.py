@@ -12,6 +12,7 @@ import torch
 from o2o_diffusion.augmentation import Augmenter
 from o2o_diffusion.config import available
 from o2o_diffusion.data.datasets import load_dataset
+from o2o_diffusion.errors import InputError, nearest
 from o2o_diffusion.generation.episodes import Layout, check_new, check_size, open_dataset, write_rows
 from o2o_diffusion.generators.saving import checksum, find_folder, load_generator
 from o2o_diffusion.types import Source
@@ -56,6 +57,9 @@ def augment(
         augmenter = Augmenter(dataset, generator=generator, online=online, settings=fresh, seed=seed, device=device)
         augmenter.refresh()
     else:
+        if "/" not in generator and not Path(generator).is_dir():
+            names = available("generator")
+            raise InputError(f"unknown generator '{generator}'{nearest(generator, names)}; or name a saved one's folder")
         loaded = load_generator(generator, real.spec, seed=seed, device=device)
         augmenter = Augmenter(dataset, generator=loaded, online=online, seed=seed, device=device)
         known["generator_sha256"] = checksum(find_folder(generator))

@@ -15,7 +15,7 @@ from o2o_diffusion.protocols import Agent, NoAgent
 from o2o_diffusion.quality.dynamics import Simulator
 from o2o_diffusion.quality.page import save_page
 from o2o_diffusion.quality.report import evaluate
-from o2o_diffusion.quality.rows import INTERVAL, Real, transitions
+from o2o_diffusion.quality.rows import Real, transitions
 from o2o_diffusion.types import Source, Transitions, TransitionSpec
 
 SOURCES = {"offline": Source.GENERATED_OFFLINE, "online": Source.GENERATED_ONLINE}
@@ -29,7 +29,9 @@ class Config:
     generator: Annotated[str | None, "folder of a saved generator, or its id on the hub"] = None
     dataset: Annotated[str | None, "dataset it was trained on: Minari id, folder, .hdf5 or .npz"] = None
     online_dataset: Annotated[str | None, "dataset whose rows carried the online label; null: none"] = None
-    held_out: Annotated[str | None, "dataset it was not trained on; null: every tenth episode of `dataset`"] = None
+    held_out: Annotated[
+        str | None, "dataset it was not trained on; null: every fourth to tenth episode of `dataset`"
+    ] = None
     online_held_out: Annotated[str | None, "the same for the online label"] = None
     rows: Annotated[int, "rows of each kind to compare"] = 10_000
     policy: Annotated[str | None, "folder of a run whose policy the actions are compared with; null: none"] = None
@@ -85,9 +87,9 @@ def real_rows(config: Config, offline: Dataset, facts: dict[str, Any]) -> tuple[
             _check_columns(other, offline.spec)
             real[label] = Real(transitions(other.episodes), transitions(dataset.episodes))
             continue
-        real[label] = Real.split(dataset.episodes)
+        real[label] = Real.split(dataset.episodes, config.rows)
         certain = "were" if dataset.fingerprint == trained_on else "may have been"
-        notes.append(f"{label}: the real rows, every {INTERVAL}th episode of {dataset.name}, {certain} trained on")
+        notes.append(f"{label}: the held-out real rows are of {dataset.name} itself, and {certain} trained on")
     return real, notes
 
 

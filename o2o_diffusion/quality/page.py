@@ -94,7 +94,9 @@ def _draw_projections(figure: Any, label: str, generated: Transitions, held_out:
     low, high = low - margin, high + margin
     axes[0].set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     shares = 100 * plane.explained_variance_ratio_
-    figure.suptitle(f"principal components 1 and 2 of the real rows ({shares[0]:.0f} % and {shares[1]:.0f} % of variance)")
+    figure.suptitle(
+        f"principal components 1 and 2 of the real rows ({shares[0]:.0f} % and {shares[1]:.0f} % of variance)"
+    )
 
 
 def _draw_dynamics(figure: Any, errors: Mapping[str, list[float]]) -> None:

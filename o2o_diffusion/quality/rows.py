@@ -10,8 +10,8 @@ import torch
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.types import Episode, Transitions
 
-INTERVAL = 10
-"""Every tenth episode is held out where nothing else is given (a default of ours)."""
+INTERVALS = 4, 10
+"""At least every tenth episode is held out where nothing else is given, at most every fourth (a default of ours)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,10 +22,14 @@ class Real:
     training: Transitions
 
     @classmethod
-    def split(cls, episodes: Sequence[Episode], *, interval: int = INTERVAL) -> Real:
-        """Every `interval`-th episode held out, the last one where there are fewer; InputError for a single episode."""
+    def split(cls, episodes: Sequence[Episode], rows: int) -> Real:
+        """Every k-th episode held out: about `rows` rows, and between a tenth and a quarter of all.
+
+        Raises InputError for a single episode.
+        """
         if len(episodes) < 2:
             raise InputError("one episode can't be split into rows to compare with and others; give held-out rows")
+        interval = min(max(sum(map(len, episodes)) // rows, INTERVALS[0]), INTERVALS[1])
         chosen = range(interval - 1, len(episodes), interval) or [len(episodes) - 1]
         others = [number for number in range(len(episodes)) if number not in chosen]
         return cls(*(transitions([episodes[number] for number in part]) for part in (chosen, others)))

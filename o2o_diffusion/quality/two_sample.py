@@ -52,16 +52,28 @@ def area(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 def divergence(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """ln 2 - cross-entropy of such `scores` of equally many rows, in [0, ln 2]."""
+    """ln 2 - cross-entropy of such `scores` of equally many rows, in [0, ln 2].
+
+    A logistic function of the scores is fitted first (Platt scaling): the networks stop when they rank well, which is
+    before their probabilities are as extreme as they should be.
+    """
+    from scipy.special import logit
+    from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import log_loss
 
-    return float(np.clip(math.log(2) - log_loss(labels, probabilities), 0.0, math.log(2)))
+    evidence = logit(probabilities.astype(np.float64).clip(1e-9, 1 - 1e-9))[:, None]
+    calibrated = LogisticRegression(C=1e3).fit(evidence, labels).predict_proba(evidence)
+    return float(np.clip(math.log(2) - log_loss(labels, calibrated), 0.0, math.log(2)))
 
 
 def label_classifier(online: Tensor, offline: Tensor, *, seed: int = 0) -> Callable[[Tensor], float]:
     """A function of rows [N, D]: the mean probability that they are online, by a classifier of these real rows."""
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.model_selection import StratifiedKFold
+
     pool = torch.cat([online, offline])
-    classifier = _classifier(seed)
+    splits = StratifiedKFold(2, shuffle=True, random_state=seed)
+    classifier = CalibratedClassifierCV(_classifier(seed), cv=splits)  # Platt scaling, as in `divergence`
     with _capped():
         classifier.fit(standardize(pool, pool).numpy(), np.repeat([1, 0], [len(online), len(offline)]))
     return lambda rows: float(np.asarray(classifier.predict_proba(standardize(rows, pool).numpy()))[:, 1].mean())

@@ -10,11 +10,13 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from o2o_diffusion.config import main
+from o2o_diffusion.config import CONFIGS, compose, main
 from o2o_diffusion.data.datasets import load_dataset
+from o2o_diffusion.errors import InputError
 from o2o_diffusion.generation import training as module
 from o2o_diffusion.generation.data import MIN_ROWS
 from o2o_diffusion.generation.training import GeneratorTraining
+from o2o_diffusion.generators.cfdg import CFDG
 from o2o_diffusion.generators.saving import load_generator
 from o2o_diffusion.types import Source
 
@@ -43,14 +45,9 @@ def after(num_updates: int):
 
 
 def train(*arguments: str, interrupted: Any = None) -> int:
-    settings, _ = module_settings([*TINY, *arguments])
+    base, overrides = CONFIGS / "train_generator.yaml", [*TINY, *arguments]
+    settings = compose(base, GeneratorTraining.Config, module.GROUPS, overrides)
     return GeneratorTraining(settings).execute(interrupted)
-
-
-def module_settings(arguments: list[str]):
-    from o2o_diffusion.config import command_line
-
-    return command_line("", "train_generator.yaml", GeneratorTraining.Config, module.GROUPS, arguments)
 
 
 def table(path: Path, size: int = 400, **changes: np.ndarray) -> str:
@@ -159,23 +156,25 @@ def mistakes(folder: Path, pendulum: str) -> dict[str, tuple[list[str], str]]:
     (folder / "taken").mkdir()
     (folder / "taken" / "file").touch()
     (folder / "wide.training").mkdir()
+    data, few, odd = f"task.dataset={pendulum}", table(folder / "few.npz", 99), table(folder / "odd.npz", **misspelt)
+    infinite = f"task.dataset={table(folder / 'inf.npz', observations=bad)}"
     return {
-        "infinite": ([f"task.dataset={table(folder / 'inf.npz', observations=bad)}"], "inf.npz: episode"),
-        "infinite column": ([f"task.dataset={folder / 'inf.npz'}"], "entry 2 of observations is inf"),
-        "few rows": ([f"task.dataset={table(folder / 'few.npz', 99)}"], f"few has 99 transitions, a generator needs at least {MIN_ROWS}"),
-        "few online rows": ([f"task.dataset={pendulum}", f"online_dataset={folder / 'few.npz'}"], "few has 99"),
+        "infinite": ([infinite], "inf.npz: episode"),
+        "infinite column": ([infinite], "entry 2 of observations is inf"),
+        "few rows": ([f"task.dataset={few}"], f"few.npz has 99 transitions, a generator needs at least {MIN_ROWS}"),
+        "few online rows": ([data, f"online_dataset={few}"], "few.npz has 99"),
         "unknown column": (
-            [f"task.dataset={table(folder / 'odd.npz', **misspelt)}"],
+            [f"task.dataset={odd}"],
             "odd.npz: unknown column 'next_observation'; did you mean 'next_observations'",
         ),
-        "unknown online column": ([f"task.dataset={pendulum}", f"online_dataset={folder / 'odd.npz'}"], "odd.npz: unknown"),
+        "unknown online column": ([data, f"online_dataset={odd}"], "odd.npz: unknown"),
         "cut file": ([f"task.dataset={folder / 'cut.npz'}"], "cut.npz cannot be read"),
-        "no such file": ([f"task.dataset={folder / 'odd.npy.npz'}"], "no file"),
-        "taken": ([f"task.dataset={pendulum}", f"output={folder / 'taken'}"], "taken' is not empty"),
-        "in the making": ([f"task.dataset={pendulum}", f"output={folder / 'wide'}"], f"continue with --resume {folder / 'wide'}"),
-        "nothing to train": ([f"task.dataset={pendulum}", "generator=none"], "NoGenerator has nothing to train"),
-        "no interval": ([f"task.dataset={pendulum}", "checkpoint_interval=0"], "'checkpoint_interval' is 0"),
-        "no folder": ([f"task.dataset={pendulum}", f"generator.pretrained={folder / 'taken'}"], "it has no sha256.json"),
+        "no such file": ([f"task.dataset={folder / 'nothing.npz'}"], "no file"),
+        "taken": ([data, f"output={folder / 'taken'}"], "taken' is not empty"),
+        "in the making": ([data, f"output={folder / 'wide'}"], f"continue with --resume {folder / 'wide'}"),
+        "nothing to train": ([data, "generator=none"], "NoGenerator has nothing to train"),
+        "no interval": ([data, "checkpoint_interval=0"], "'checkpoint_interval' is 0"),
+        "no folder": ([data, f"generator.pretrained={folder / 'taken'}"], "it has no sha256.json"),
         "nothing to resume": (["--resume", str(folder / "inf")], "no interrupted training of a generator"),
         "nothing to resume here": (["--resume"], "--resume auto: no interrupted training under generators/"),
     }  # fmt: skip
@@ -209,9 +208,6 @@ def test_columns_of_d4rl_files_that_no_transition_needs_are_no_mistake(tmp_path)
 
 
 def test_a_training_that_diverges_ends_with_a_line_and_no_folder(tmp_path, pendulum_table, monkeypatch):
-    from o2o_diffusion.errors import InputError
-    from o2o_diffusion.generators.cfdg import CFDG
-
     monkeypatch.setattr(CFDG, "update", lambda *_: {"loss": torch.tensor(torch.nan)})
     with pytest.raises(InputError, match="loss is nan after 30 updates: the training diverged"):
         train(f"task.dataset={pendulum_table}", f"output={tmp_path / 'g'}")
@@ -219,8 +215,6 @@ def test_a_training_that_diverges_ends_with_a_line_and_no_folder(tmp_path, pendu
 
 
 def test_other_data_is_not_continued_on(tmp_path):
-    from o2o_diffusion.errors import InputError
-
     data = table(tmp_path / "data.npz")
     assert train(f"task.dataset={data}", f"output={tmp_path / 'g'}", interrupted=after(2)) == 130
     table(tmp_path / "data.npz", 300)

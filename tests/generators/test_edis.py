@@ -7,9 +7,9 @@ import torch
 
 from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.errors import InputError
-from o2o_diffusion.generation import NoAgent
 from o2o_diffusion.generators.edis import EDIS
 from o2o_diffusion.networks.actors import Gaussian
+from o2o_diffusion.protocols import NoAgent
 from o2o_diffusion.types import Source, Transitions, TransitionSpec
 
 SPEC = TransitionSpec(2, 1)
@@ -118,7 +118,7 @@ def test_the_policys_own_density_needs_no_training(trained):
     assert guided.learned == ["state"]
     policy = Policy()
     batch = guided.sample(1_000, agent=policy)
-    assert (batch.actions - policy.policy(batch.observations).mean).abs().mean() < 0.15
+    assert (batch.actions - policy.policy(batch.observations).mean).abs().mean() < 0.2  # 0.7 for the model's own
     with pytest.raises(InputError, match="can't be drawn without a policy"):
         guided.sample(10)
 
@@ -199,9 +199,10 @@ def test_restoring_inside_an_energys_training_continues_bit_for_bit(stop):
     refresh(first, store, policy, stop)
     assert bool(first.pool) == (stop != 70)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
+    same_policy = copy.deepcopy(policy)  # a learner is restored too
     for _ in range(90 - stop):
         first.update(store, policy)
-        second.update(store, policy)
+        second.update(store, same_policy)
     assert first.num_trained == second.num_trained == 3
     for name, weights in first.energies.state_dict().items():
         assert torch.equal(weights, second.energies.state_dict()[name]), name

@@ -7,7 +7,10 @@ from o2o_diffusion.quality.dynamics import Simulator, compare_next, dynamics_err
 from o2o_diffusion.quality.ensemble import DynamicsEnsemble
 from o2o_diffusion.types import Transitions
 
-KEYS = {"PointMaze_UMaze-v3": ("desired_goal", "observation"), "AntMaze_UMaze-v4": ("achieved_goal", "desired_goal", "observation")}
+KEYS = {
+    "PointMaze_UMaze-v3": ("desired_goal", "observation"),
+    "AntMaze_UMaze-v4": ("achieved_goal", "desired_goal", "observation"),
+}
 
 
 def play(environment: gym.Env, steps: int) -> Transitions:
@@ -18,7 +21,9 @@ def play(environment: gym.Env, steps: int) -> Transitions:
     for _ in range(steps):
         action = environment.action_space.sample()
         following, reward, terminated, *_ = environment.step(action)
-        rows.append([torch.as_tensor(x, dtype=torch.float32) for x in (observation, action, reward, following, terminated)])
+        rows.append(
+            [torch.as_tensor(x, dtype=torch.float32) for x in (observation, action, reward, following, terminated)]
+        )
         observation = environment.reset()[0] if terminated else following
     return Transitions.create(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
@@ -47,7 +52,9 @@ def test_the_error_is_in_units_of_a_step():
         assert dynamics_error(env, real, real)["mean"] < 1e-6
         wrong = real.where(next_observations=real.next_observations + 0.1)
         change = (real.next_observations - real.observations).square()
-        assert dynamics_error(env, wrong, real)["mean"] == pytest.approx(float(11 * 0.01 / change.sum(1).mean()), rel=1e-3)
+        assert dynamics_error(env, wrong, real)["mean"] == pytest.approx(
+            float(11 * 0.01 / change.sum(1).mean()), rel=1e-3
+        )
         found = compare_next(wrong, Simulator(env)(wrong), real)["per_dimension"]
         assert found == pytest.approx((0.01 / change.mean(0)).tolist(), rel=1e-2)
 
@@ -69,7 +76,9 @@ def test_the_learned_model_tells_wrong_dynamics_from_right_ones():
     def rows(size: int) -> Transitions:
         observations = torch.randn(size, 3, generator=generator)
         actions = 2 * torch.rand(size, 1, generator=generator) - 1
-        following = observations + 0.1 * observations.roll(1, 1) * actions + 0.01 * torch.randn(size, 3, generator=generator)
+        following = (
+            observations + 0.1 * observations.roll(1, 1) * actions + 0.01 * torch.randn(size, 3, generator=generator)
+        )
         return Transitions.create(observations, actions, torch.zeros(size), following, torch.zeros(size))
 
     real, fresh = rows(1_500), rows(500)
