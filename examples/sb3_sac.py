@@ -1,6 +1,8 @@
-"""SAC of Stable-Baselines3 with generated rows in half of each batch. Two to three minutes on one core of a CPU:
+"""SAC of Stable-Baselines3 with generated rows in half of each batch. It shows how, not what is gained.
 
-python examples/sb3_sac.py
+Some 80 seconds of one CPU core:
+
+    python examples/sb3_sac.py
 """
 
 import torch

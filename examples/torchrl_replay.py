@@ -1,6 +1,6 @@
 """TorchRL's TD3 on Pendulum-v1 with generated rows in its replay buffer; two minutes on one core.
 
-    pip install 'o2o_diffusion[torchrl]' && python examples/torchrl_replay.py --ratio 0.5
+    pip install '.[torchrl]' && python examples/torchrl_replay.py --ratio 0.5
 
 `--ratio 0` trains on real rows alone.
 """

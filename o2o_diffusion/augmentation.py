@@ -9,7 +9,6 @@ Nothing here knows an environment, a trainer or a logger. The user's loop observ
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from o2o_diffusion.config import compose, locate
+from o2o_diffusion.config import compose
 from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.distributed import Noise
 from o2o_diffusion.errors import InputError
@@ -136,13 +135,9 @@ class Augmenter:
 
         Give `dataset` where later refreshes are to remember the offline rows. `options` are the constructor's.
         """
-        from o2o_diffusion.generators.saving import SETTINGS, find_folder
+        from o2o_diffusion.generators.saving import load_generator
 
-        found = Path(find_folder(folder))
-        if not (found / SETTINGS).is_file():
-            raise InputError(f"{folder} is not a saved generator: it has no {SETTINGS}")
-        target: Any = locate(json.loads((found / SETTINGS).read_text())["target"])
-        generator = target.from_pretrained(found, seed=seed, device=device)
+        generator = load_generator(folder, seed=seed, device=device)
         data = generator.spec if dataset is None else dataset
         augmenter = cls(data, generator=generator, seed=seed, device=device, **options)
         if augmenter.spec != generator.spec:

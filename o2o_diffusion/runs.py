@@ -1,5 +1,6 @@
 """From settings to a run in its folder: build everything once, show the plan, run, and write what it found."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -236,8 +237,9 @@ class Run:
         save_curve(loop.evaluations, title, folder / "curve.png")
         paths = {"settings": folder / SETTINGS, "metrics": folder / "metrics.jsonl", "summary": folder / SUMMARY}
         paths |= {"learning curve": folder / "curve.png", "checkpoint": folder / "checkpoints"}
-        save_generator = getattr(loop.generator, "save_pretrained", None)
-        if save_generator is not None and loop.refreshes:
-            save_generator(folder / "generator")
+        generator: Any = loop.generator
+        if loop.refreshes and hasattr(generator, "save_pretrained"):
+            generator.facts = self.task.dataset.facts | {"environment": asdict(self.task.environment)}
+            generator.save_pretrained(folder / "generator")
             paths["generator"] = folder / "generator"
         show_summary(summary, paths)

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from typing import NamedTuple
 
 import gymnasium as gym
@@ -215,6 +216,12 @@ def test_other_mistakes_are_one_clear_line(fitted):
         Augmenter(3)  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match=r"observe: actions have shape \[2\], expected \[1, 1\]"):
         fitted.observe(np.zeros(2), np.zeros(2), 0.0, np.zeros(2), False)
+
+
+def test_a_single_file_loop_needs_fewer_than_five_lines():
+    lines = Path("examples/cleanrl_style.py").read_text().split('"""', 2)[2].splitlines()
+    assert [line for line in lines if "augmenter" in line.lower()] == [line for line in lines if "# <-" in line]
+    assert sum("# <-" in line for line in lines) < 5
 
 
 class Recorder(gym.Wrapper):

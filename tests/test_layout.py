@@ -11,8 +11,8 @@ LEVELS = [
     {"data", "networks", "diffusion", "behaviours", "envs"},
     {"protocols"},
     {"generators", "samplers", "learners"},
-    {"interaction", "evaluation", "logger", "checkpoint", "quality", "report", "tasks", "augmentation", "probe"},
-    {"finetuning", "runs", "generation", "estimate", "folders", "interruption", "integrations"},
+    {"interaction", "evaluation", "logger", "checkpoint", "quality", "report", "tasks", "probe"},
+    {"finetuning", "runs", "generation", "estimate", "folders", "interruption", "integrations", "augmentation"},
     {"scripts"},  # in an installed package
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +57,18 @@ class Dataset:
             for array in (episode.observations, episode.actions, episode.rewards):
                 digest.update(array.tobytes())
         return digest.hexdigest()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is worth keeping with whatever is made from these episodes, as plain data."""
+        return {
+            "dataset": self.name,
+            "dataset_sha256": self.fingerprint,
+            "environment": asdict(self.environment) if self.environment else None,
+            "observation_keys": list(self.observation_keys),
+            "action_low": self.action_bounds.low.tolist() if self.action_bounds else None,
+            "action_high": self.action_bounds.high.tolist() if self.action_bounds else None,
+        }
 
 
 def load_dataset(name: str) -> Dataset:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from o2o_diffusion.behaviours.factory import Behaviour, make_behaviour
 from o2o_diffusion.data import local
 from o2o_diffusion.data.spaces import ActionBounds
-from o2o_diffusion.data.writing import new_dataset, write_dataset
+from o2o_diffusion.data.writing import NAMESPACE, new_dataset, write_dataset
 from o2o_diffusion.envs import EnvironmentSpec, make_raw_environment
 from o2o_diffusion.errors import InputError
 
@@ -59,7 +59,7 @@ def record(recording: Recording, *, progress: bool = True) -> Path:
     environment = make_raw_environment(recording.spec)
     with (
         contextlib.closing(environment),
-        new_dataset(recording.dataset) as data,
+        new_dataset(recording.dataset, NAMESPACE) as data,
         tqdm(total=recording.num_steps, desc=f"record {recording.dataset}", unit="step", disable=not progress) as bar,
     ):
         buffers = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,29 +21,31 @@ if TYPE_CHECKING:
 NAMESPACE = "o2o"
 
 
-def check_new_id(dataset_id: str) -> Path:
-    """Where the new dataset will lie; raises InputError unless its id is valid, ours and not taken."""
+def check_new_id(dataset_id: str, namespace: str | None = None) -> Path:
+    """Where the new dataset will lie; raises InputError unless its id is valid, in `namespace`, and not taken."""
     folder = local.folder_of(dataset_id)
-    if not dataset_id.startswith(f"{NAMESPACE}/"):
-        raise InputError(f"{dataset_id!r} cannot be recorded: ids of recordings begin with '{NAMESPACE}/'")
+    if "/" not in dataset_id:
+        raise InputError(f"{dataset_id!r} has no namespace; expected namespace/name-v0")
+    if namespace is not None and not dataset_id.startswith(f"{namespace}/"):
+        raise InputError(f"{dataset_id!r} cannot be recorded: ids of recordings begin with '{namespace}/'")
     if folder.exists():
-        raise InputError(f"{dataset_id!r} exists in {folder}; recordings never overwrite, choose another id or version")
+        raise InputError(f"{dataset_id!r} exists in {folder}; datasets are never overwritten, choose another id")
     return folder
 
 
 @contextlib.contextmanager
-def new_dataset(dataset_id: str) -> Iterator[Path]:
+def new_dataset(dataset_id: str, namespace: str | None = None) -> Iterator[Path]:
     """A folder to write a dataset's files to; it gets its name at the end, and nothing stays behind on failure.
 
     It is built under a hidden name in the same store, which Minari does not list. Raises InputError where the id is
-    not free or the store cannot be written.
+    not free, not in `namespace`, or the store cannot be written.
     """
-    folder = check_new_id(dataset_id)
+    folder = check_new_id(dataset_id, namespace)
     try:
         local.store().mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=".recording-", dir=local.store()))
+        building = Path(tempfile.mkdtemp(prefix=".writing-", dir=local.store()))
     except OSError as error:
-        raise InputError(f"recordings cannot be written to {local.store()}: {error}") from error
+        raise InputError(f"datasets cannot be written to {local.store()}: {error}") from error
     try:
         yield building / "data"
         _publish(building, folder, dataset_id)
@@ -52,9 +54,9 @@ def new_dataset(dataset_id: str) -> Iterator[Path]:
 
 
 def write_dataset(
-    data: Path, dataset_id: str, environment: gym.Env, buffers: Sequence[EpisodeBuffer], metadata: Mapping[str, Any]
+    data: Path, dataset_id: str, environment: gym.Env, buffers: Iterable[EpisodeBuffer], metadata: Mapping[str, Any]
 ) -> None:
-    """Write episodes recorded in `environment` to the folder `data`, in Minari's own HDF5 format."""
+    """Write episodes with the spaces of `environment` to the folder `data`, in Minari's own HDF5 format."""
     import minari
     from minari.dataset.minari_storage import MinariStorage
 
@@ -68,7 +70,7 @@ def write_dataset(
         "requirements": [f"{name}=={version(name)}" for name in ("gymnasium", "gymnasium-robotics", "mujoco")],
     }
     storage.update_metadata(known | dict(metadata))
-    storage.update_episodes(buffers)
+    storage.update_episodes(buffers)  # pyright: ignore[reportArgumentType] - it takes any iterable
 
 
 def _publish(building: Path, folder: Path, dataset_id: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -16,9 +15,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from o2o_diffusion.data import local, writing
+from o2o_diffusion.data import local
 from o2o_diffusion.data.datasets import FILES, Dataset
 from o2o_diffusion.data.spaces import ActionBounds
+from o2o_diffusion.data.writing import new_dataset, write_dataset
 from o2o_diffusion.envs import EnvironmentSpec, make_raw_environment
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.types import Transitions, TransitionSpec
@@ -125,19 +125,9 @@ def write_rows(
         "generated_episodes": [total - len(rows), total],
     }
     episodes = tqdm(chain(_copies(real), layout.episodes(rows)), f"write {dataset_id}", total)
-    with _new_dataset(dataset_id) as data:
-        writing.write_dataset(data, dataset_id, layout.recorded, episodes, described | dict(metadata))  # pyright: ignore[reportArgumentType]
+    with new_dataset(dataset_id) as data:
+        write_dataset(data, dataset_id, layout.recorded, episodes, described | dict(metadata))
     return local.folder_of(dataset_id)
-
-
-def check_new(dataset_id: str) -> Path:
-    """Where the new dataset will lie; raises InputError unless its id is valid and free."""
-    if not local.ID.fullmatch(dataset_id) or "/" not in dataset_id:
-        raise InputError(f"{dataset_id!r} is not the id of a Minari dataset (namespace/name-v0)")
-    folder = local.folder_of(dataset_id)
-    if folder.exists():
-        raise InputError(f"{dataset_id!r} exists in {folder}; datasets are never overwritten, choose another id")
-    return folder
 
 
 def check_size(num_rows: int, layout: Layout) -> None:
@@ -150,22 +140,6 @@ def check_size(num_rows: int, layout: Layout) -> None:
     if size > free:
         raise InputError(f"{told}, {existing} has {free / 1e9:.2g} GB left; a table (.npz, .hdf5) is 100 times smaller")
     print(f"warning: {told}, and {minutes:.1f} minutes to write", file=sys.stderr)
-
-
-@contextlib.contextmanager
-def _new_dataset(dataset_id: str) -> Iterator[Path]:
-    """A hidden folder in Minari's store that gets its name at the end; nothing stays behind on failure."""
-    folder = check_new(dataset_id)
-    try:
-        local.store().mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=".generated-", dir=local.store()))
-    except OSError as error:
-        raise InputError(f"datasets cannot be written to {local.store()}: {error}") from error
-    try:
-        yield building / "data"
-        writing._publish(building, folder, dataset_id)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 def open_dataset(name: str | Path) -> MinariDataset:

@@ -10,9 +10,10 @@ from tqdm import tqdm
 from o2o_diffusion.checkpoint import check_writable
 from o2o_diffusion.data import local
 from o2o_diffusion.data.datasets import FILES, Dataset, load_dataset
+from o2o_diffusion.data.writing import check_new_id
 from o2o_diffusion.errors import InputError, nearest
 from o2o_diffusion.generation.data import make_replay
-from o2o_diffusion.generation.episodes import Layout, check_new, check_size, open_dataset, write_rows
+from o2o_diffusion.generation.episodes import Layout, check_size, open_dataset, write_rows
 from o2o_diffusion.generators.saving import checksum, find_folder, load_generator
 from o2o_diffusion.protocols import NoAgent
 from o2o_diffusion.types import Source, Transitions
@@ -77,7 +78,7 @@ def check_output(output: str) -> None:
     if Path(output).suffix in SUFFIXES:
         check_writable(Path(output).parent)
     elif local.ID.fullmatch(output):
-        check_new(output)
+        check_new_id(output)
     else:
         suffixes = ", ".join(SUFFIXES)
         raise InputError(f"output '{output}' must end in one of {suffixes}, or be a Minari id (namespace/name-v0)")

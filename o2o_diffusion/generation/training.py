@@ -148,16 +148,10 @@ class GeneratorTraining:
 
     def facts(self) -> dict[str, Any]:
         """What the generator is made from, for its folder and model card."""
-        dataset, bounds = self.task.dataset, self.task.dataset.action_bounds
-        return {
-            "dataset": dataset.name,
-            "dataset_sha256": dataset.fingerprint,
+        return self.task.dataset.facts | {
             "online_dataset": self.online.name if self.online else None,
             "online_dataset_sha256": self.online.fingerprint if self.online else None,
             "environment": asdict(self.task.environment),
-            "observation_keys": list(dataset.observation_keys),
-            "action_low": bounds.low.tolist() if bounds else None,
-            "action_high": bounds.high.tolist() if bounds else None,
             "updates": self.total,
             "seed": self.config.seed,
         }

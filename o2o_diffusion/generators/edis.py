@@ -83,12 +83,7 @@ class EDIS(DiffusionGenerator):
         if c.energy_batch_size % num_processes():
             divided = f"can't be divided among {num_processes()} processes"
             raise InputError(f"setting 'generator.energy_batch_size': {c.energy_batch_size} {divided}")
-        self.energies = nn.ModuleDict(
-            {
-                name: EnergyMLP(self._columns(*given, moved), hidden=c.energy_hidden)
-                for name, (given, moved) in FACTORS.items()
-            }
-        ).to(self.device)
+        self.energies = self._new_energies(self.seed)
         self.energy_training = DenoiserTraining(
             self.energies["state"], learning_rate=c.energy_learning_rate, decay=c.ema_decay
         )
@@ -121,6 +116,8 @@ class EDIS(DiffusionGenerator):
         self._check(agent)
         super().begin_refresh(replay, agent)
         self.training.begin(self.model.network, super().num_updates)
+        if self.config.from_scratch:
+            self.energies.load_state_dict(self._new_energies(self.seed + self.num_refreshes).state_dict())
         for energy in self.energies.values():
             energy.flatten()  # pyright: ignore[reportCallIssue]
         self.num_trained, self.pool, self.averages = 0, {}, {}
@@ -213,6 +210,16 @@ class EDIS(DiffusionGenerator):
         self.pool, self.averages = (
             {name: value.to(self.device) for name, value in values.items()} for values in (self.pool, self.averages)
         )
+
+    def _new_energies(self, seed: int) -> nn.ModuleDict:
+        """Flat energies whose weights depend on `seed` only."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            energies = {
+                name: EnergyMLP(self._columns(*given, moved), hidden=self.config.energy_hidden)
+                for name, (given, moved) in FACTORS.items()
+            }
+        return nn.ModuleDict(energies).to(self.device)
 
     def _choose(self, pool: Tensor, size: int, count: int) -> Tensor:
         """[size, count, row_dim] random rows of `pool`."""

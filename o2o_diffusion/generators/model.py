@@ -108,7 +108,10 @@ class TransitionDenoiser(ModelMixin, ConfigMixin):
                 fields = [f - pool.fields["observations"][: len(pool)] for f, pool in zip(fields, held, strict=True)]
             self.mean[where], self.std[where] = weighted_moments(fields, weights)
         columns = self.spec.columns
-        self.low[columns["actions"]], self.high[columns["actions"]] = -1.0, 1.0
+        actions = columns["actions"]
+        varies = self.low[actions] < self.high[actions]  # a constant column is repeated as it is
+        self.low[actions] = torch.where(varies, -1.0, self.low[actions])
+        self.high[actions] = torch.where(varies, 1.0, self.high[actions])
         self.mean[columns["terminations"]], self.std[columns["terminations"]] = 0.0, 1.0
         values = torch.cat([pool.fields["rewards"][: len(pool)] for pool in held]).unique()
         self.reward_values.fill_(torch.nan)
@@ -123,9 +126,8 @@ class TransitionDenoiser(ModelMixin, ConfigMixin):
         rows = self._change(x * self.std + self.mean, 1)
         rows = rows[rows.isfinite().all(1)]
         terminations, rewards = self.spec.columns["terminations"], self.spec.columns["rewards"]
-        ended = (rows[:, terminations] > 0.5).float()
         rows = rows.clamp(self.low, self.high)
-        rows[:, terminations] = ended
+        rows[:, terminations] = (rows[:, terminations] > 0.5).float()
         values = self.reward_values[self.reward_values.isfinite()]
         if len(values):
             rows[:, rewards] = values[(rows[:, rewards] - values).abs().argmin(1)][:, None]

@@ -12,10 +12,11 @@ import torch
 from o2o_diffusion.augmentation import Augmenter
 from o2o_diffusion.config import available
 from o2o_diffusion.data.datasets import load_dataset
+from o2o_diffusion.data.writing import check_new_id
 from o2o_diffusion.errors import InputError, nearest
-from o2o_diffusion.generation.episodes import Layout, check_new, check_size, open_dataset, write_rows
+from o2o_diffusion.generation.episodes import Layout, check_size, open_dataset, write_rows
 from o2o_diffusion.generators.saving import checksum, find_folder, load_generator
-from o2o_diffusion.types import Source
+from o2o_diffusion.types import Source, TransitionSpec
 
 
 def augment(
@@ -46,24 +47,36 @@ def augment(
 
     Returns the new dataset's folder. Raises InputError, one line, for whatever is missing, taken or does not fit.
     """
-    check_new(output_id)
+    check_new_id(output_id)
     real = load_dataset(str(dataset))
     source = open_dataset(dataset)
     layout = Layout.of(real, source)
     check_size(num_samples, layout)
-    known: dict[str, Any] = {"source_datasets": [real.name]}
-    if generator in available("generator") or generator.endswith(".yaml"):
-        fresh = [*settings, "num_samples=0"]  # no pool is needed
-        augmenter = Augmenter(dataset, generator=generator, online=online, settings=fresh, seed=seed, device=device)
-        augmenter.refresh()
-    else:
-        if "/" not in generator and not Path(generator).is_dir():
-            names = available("generator")
-            raise InputError(f"unknown generator '{generator}'{nearest(generator, names)}; or name a saved one's folder")
-        loaded = load_generator(generator, real.spec, seed=seed, device=device)
-        augmenter = Augmenter(dataset, generator=loaded, online=online, seed=seed, device=device)
-        known["generator_sha256"] = checksum(find_folder(generator))
+    options: dict[str, Any] = {"online": online, "seed": seed, "device": device}
+    augmenter = _prepare(str(dataset), generator, real.spec, settings, options)
     label = Source.GENERATED_OFFLINE if online is None else Source.GENERATED_ONLINE
     rows = augmenter.generator.sample(num_samples, source=label, replay=augmenter.replay, agent=augmenter.agent)
-    known["algorithm_name"] = type(augmenter.generator).__name__
+    known: dict[str, Any] = {"source_datasets": [real.name], "algorithm_name": type(augmenter.generator).__name__}
+    if not _is_name(generator):
+        known["generator_sha256"] = checksum(find_folder(generator))
     return write_rows(output_id, rows, layout, known, source if keep_real else None)
+
+
+def _prepare(
+    dataset: str, generator: str, spec: TransitionSpec, settings: Sequence[str], options: dict[str, Any]
+) -> Augmenter:
+    """An augmenter whose generator is trained on `dataset`, or was saved; without a pool."""
+    if _is_name(generator):
+        augmenter = Augmenter(dataset, generator=generator, settings=[*settings, "num_samples=0"], **options)
+        augmenter.refresh()
+        return augmenter
+    if "/" not in generator and not Path(generator).is_dir():
+        near = nearest(generator, available("generator"))
+        raise InputError(f"unknown generator '{generator}'{near}; or name the folder of a saved one")
+    loaded = load_generator(generator, spec, seed=options["seed"], device=options["device"])
+    return Augmenter(dataset, generator=loaded, **options)
+
+
+def _is_name(generator: str) -> bool:
+    """Whether `generator` is one to train, by its file of settings, rather than a saved one."""
+    return generator in available("generator") or generator.endswith(".yaml")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from o2o_diffusion.data.replay import Replay
+from o2o_diffusion.learners.base import BaseLearner
 from o2o_diffusion.learners.iql import IQL
 from o2o_diffusion.networks.actors import Gaussian, GaussianActor, TanhGaussianActor, Temperature
 from o2o_diffusion.optimization import Optimizer
@@ -29,11 +30,44 @@ def encode(beta: Tensor) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
 
 
-class FamO2O(IQL):
-    """IQL with a universal policy pi(a | s, e(beta)) and a balance policy pi(beta | s), both trained in both phases.
+class Family(BaseLearner):
+    """What is the same on every base: the balance policy pi(beta | s), and the betas of training.
 
-    The universal policy sees uniform betas offline and the balance policy's own online.
+    Betas lie in `config.inverse_temperature` +- `config.spread`. The universal policy sees uniform ones offline and
+    the balance policy's own online.
     """
+
+    balance: TanhGaussianActor
+    balance_optimizer: Optimizer
+    is_online: bool
+
+    def build_balance(self) -> None:
+        """The balance policy, over x in (-1, 1)."""
+        self.balance = TanhGaussianActor(
+            self.spec.observation_dim, 1, self.config.hidden, state_dependent_std=False, log_std_range=(-10.0, 2.0)
+        ).to(self.device)
+        self.balance_optimizer = Optimizer(self.balance.parameters(), self.config.learning_rate)
+        self.is_online = False
+
+    def begin_phase(self, phase: Phase, replay: Replay) -> None:
+        """As the base; with environment steps begins the online choice of betas."""
+        super().begin_phase(phase, replay)
+        self.is_online = phase.env_steps > 0
+
+    def scale(self, x: Tensor) -> Tensor:
+        """x [B, 1] in [-1, 1], the balance policy's output, as beta [B]."""
+        return self.config.inverse_temperature + self.config.spread * x.squeeze(1)
+
+    @torch.no_grad()
+    def training_beta(self, batch: Transitions) -> Tensor:
+        """[B], the betas at which the universal policy is trained."""
+        if self.is_online:
+            return self.scale(self.balance(batch.observations).sample(self.noise))
+        return self.scale(2 * self.noise.uniform(len(batch), 1) - 1)
+
+
+class FamO2O(Family, IQL):
+    """IQL with a universal policy pi(a | s, e(beta)) and a balance policy pi(beta | s), both trained in both phases."""
 
     @dataclass(frozen=True)
     class Config(IQL.Config):
@@ -48,35 +82,14 @@ class FamO2O(IQL):
     def build(self) -> None:
         """IQL's networks, with a universal policy; a balance policy and its temperature."""
         super().build()
-        c = self.config
-        self.balance = TanhGaussianActor(
-            self.spec.observation_dim, 1, c.hidden, state_dependent_std=False, log_std_range=(-10.0, 2.0)
-        ).to(self.device)
+        self.build_balance()
         self.temperature = Temperature().to(self.device)
-        self.balance_optimizer = Optimizer(self.balance.parameters(), c.learning_rate)
-        self.temperature_optimizer = Optimizer(self.temperature.parameters(), c.learning_rate)
-        self.is_online = False
+        self.temperature_optimizer = Optimizer(self.temperature.parameters(), self.config.learning_rate)
 
     def build_actor(self) -> GaussianActor:
         """The universal policy."""
         dims, c = (self.spec.observation_dim, self.spec.action_dim), self.config
         return GaussianActor(*dims, c.hidden, context_dim=ENCODING_DIM, dropout=c.dropout)
-
-    def begin_phase(self, phase: Phase, replay: Replay) -> None:
-        """As IQL; with environment steps begins the online choice of betas."""
-        super().begin_phase(phase, replay)
-        self.is_online = phase.env_steps > 0
-
-    def scale(self, x: Tensor) -> Tensor:
-        """x [B, 1] in [-1, 1], the balance policy's output, as beta [B]."""
-        return self.config.inverse_temperature + self.config.spread * x.squeeze(1)
-
-    @torch.no_grad()
-    def training_beta(self, batch: Transitions) -> Tensor:
-        """[B], the inverse temperatures at which the universal policy is trained."""
-        if self.is_online:
-            return self.scale(self.balance(batch.observations).sample(self.noise))
-        return self.scale(2 * self.noise.uniform(len(batch), 1) - 1)
 
     def balance_loss(self, batch: Transitions) -> tuple[Tensor, Tensor]:
         """E[temperature * log pi(x|s) - min Q'(s, a)], beta(x) and a sampled; and the detached log pi(x|s) [B].

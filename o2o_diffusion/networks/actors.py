@@ -1,4 +1,4 @@
-"""Stochastic policies and the distributions they return.
+"""Policies and the distributions they return.
 
 The distributions are small classes of our own: `torch.distributions` broadcasts and checks at every construction, and
 its squashed Gaussian loses precision where |action| approaches 1.
@@ -43,6 +43,15 @@ class Gaussian:
 
 
 @dataclass(frozen=True)
+class Deterministic(Gaussian):
+    """The actions `mean`, around which exploration draws; they have no density."""
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Refused with a TypeError."""
+        raise TypeError("a deterministic policy has no density")
+
+
+@dataclass(frozen=True)
 class TanhGaussian:
     """tanh(u), u ~ `base`; densities are those of the squashed variable, in (-1, 1)."""
 
@@ -52,6 +61,12 @@ class TanhGaussian:
     def mode(self) -> Tensor:
         """[B, A], tanh of the underlying mean."""
         return self.base.mean.tanh()
+
+    def repeat(self, count: int) -> "TanhGaussian":
+        """`count` copies of every row's distribution, from which [B, count, A] is sampled."""
+        mean, log_std = self.base.mean, self.base.log_std
+        log_std = log_std if log_std.ndim == 1 else log_std[:, None]
+        return TanhGaussian(Gaussian(mean[:, None].expand(-1, count, -1), log_std))
 
     def sample(self, noise: Noise) -> Tensor:
         """[B, A] in [-1, 1], differentiable in the parameters."""
@@ -106,6 +121,8 @@ class TanhGaussianActor(nn.Module):
     """SAC's policy tanh(N(mean(s), diag sigma(s)^2)); `state_dependent_std=False` makes sigma one vector (FamO2O).
 
     `output_gain` scales the last layer's initial weights; small ones start with mean 0 and sigma 1 in every state.
+    With `affine_log_std` log sigma is m times the network's output plus b, m and b learned from 1 and -1 (CQL).
+    `context_dim` numbers may be given beside the observation; they are not normalised.
     """
 
     def __init__(
@@ -114,30 +131,53 @@ class TanhGaussianActor(nn.Module):
         action_dim: int,
         hidden: Sequence[int],
         *,
+        context_dim: int = 0,
         state_dependent_std: bool = True,
+        affine_log_std: bool = False,
         log_std_range: tuple[float, float] = (-20.0, 2.0),
+        layer_norm: bool = False,
         output_gain: float = RELU_GAIN,
     ):
         super().__init__()
         self.normalizer = Normalizer(observation_dim)
         outputs = 2 * action_dim if state_dependent_std else action_dim
-        self.mlp = MLP(observation_dim, hidden, outputs, output_gain=output_gain)
+        inputs = observation_dim + context_dim
+        self.mlp = MLP(inputs, hidden, outputs, layer_norm=layer_norm, output_gain=output_gain)
         self.log_std = None if state_dependent_std else nn.Parameter(torch.zeros(action_dim))
+        self.affine = nn.Parameter(torch.tensor([1.0, -1.0])) if affine_log_std else None
         self.log_std_range = log_std_range
 
-    def forward(self, observations: Tensor) -> TanhGaussian:
-        """[B, observation_dim] -> distribution of actions."""
-        outputs = self.mlp(self.normalizer(observations))
+    def forward(self, observations: Tensor, context: Tensor | None = None) -> TanhGaussian:
+        """[B, observation_dim] (and [B, context_dim]) -> distribution of actions."""
+        x = self.normalizer(observations)
+        if context is not None:
+            x = torch.cat([x, context], dim=-1)
+        outputs = self.mlp(x)
         mean, log_std = outputs.chunk(2, dim=-1) if self.log_std is None else (outputs, self.log_std)
+        if self.affine is not None:
+            log_std = self.affine[0] * log_std + self.affine[1]
         return TanhGaussian(Gaussian(mean, log_std.clamp(*self.log_std_range)))
 
 
-class Temperature(nn.Module):
-    """A positive multiplier, learned through its logarithm; 1 at first."""
+class DeterministicActor(nn.Module):
+    """TD3's policy tanh(mlp(s)); its last layer starts small, so that no action starts at a bound."""
 
-    def __init__(self):
+    def __init__(self, observation_dim: int, action_dim: int, hidden: Sequence[int]):
         super().__init__()
-        self.log = nn.Parameter(torch.zeros(()))
+        self.normalizer = Normalizer(observation_dim)
+        self.mlp = MLP(observation_dim, hidden, action_dim, output_gain=0.01)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """[B, observation_dim] -> actions [B, A] in [-1, 1]."""
+        return self.mlp(self.normalizer(observations)).tanh()
+
+
+class Temperature(nn.Module):
+    """A positive multiplier, learned through its logarithm, which is `log` at first."""
+
+    def __init__(self, log: float = 0.0):
+        super().__init__()
+        self.log = nn.Parameter(torch.tensor(log))
 
     def forward(self) -> Tensor:
         """The multiplier, a scalar."""

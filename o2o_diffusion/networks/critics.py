@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from o2o_diffusion.data.normalizer import Normalizer
-from o2o_diffusion.networks.mlp import MLP
+from o2o_diffusion.networks.mlp import MLP, RELU_GAIN
 
 
 class Critic(nn.Module):
@@ -20,14 +21,27 @@ class Critic(nn.Module):
         *,
         ensemble_size: int = 2,
         layer_norm: bool = False,
+        output_gain: float = RELU_GAIN,
     ):
         super().__init__()
         self.normalizer = Normalizer(observation_dim)
-        self.mlp = MLP(observation_dim + action_dim, hidden, 1, ensemble_size=ensemble_size, layer_norm=layer_norm)
+        inputs = observation_dim + action_dim
+        self.mlp = MLP(inputs, hidden, 1, ensemble_size=ensemble_size, layer_norm=layer_norm, output_gain=output_gain)
 
-    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """[B, observation_dim], [B, action_dim] -> q [E, B]."""
-        return self.mlp(torch.cat([self.normalizer(observations), actions], dim=-1)).squeeze(-1)
+    def forward(self, observations: Tensor, actions: Tensor, members: Tensor | None = None) -> Tensor:
+        """[B, observation_dim], [B, action_dim] -> q [E, B]; N actions for each row, [B, N, action_dim] -> [E, B, N].
+
+        Only the `members` ([M] int64) of the ensemble are evaluated, where given.
+        """
+        x = self.normalizer(observations)
+        if actions.ndim == 3:
+            x = x[:, None].expand(-1, actions.shape[1], -1)
+        x = torch.cat([x, actions], dim=-1).flatten(0, -2)
+        if members is None:
+            q = self.mlp(x)
+        else:  # every parameter has the ensemble first
+            q = functional_call(self.mlp, {name: w[members] for name, w in self.mlp.named_parameters()}, x)
+        return q.squeeze(-1).unflatten(1, actions.shape[:-1])
 
 
 class Value(nn.Module):

@@ -114,9 +114,9 @@ def dynamics(candidate: Transitions, against: Against) -> Numbers:
         found = [compare_next(candidate, truth, against.held_out) for truth in against.ensemble(candidate)]
         mean, median = (sum(f[name] for f in found) / len(found) for name in ("mean", "median"))
         each = torch.tensor([f["per_dimension"] for f in found]).mean(0).tolist()
-        ratio = mean / against.ensemble.real_error
+        ratio = sum(each) / len(each) / against.ensemble.real_error
         return {"dynamics_ratio": ratio, "dynamics_error": mean, "dynamics_median": median, "dynamics": each}
-    known = against.simulator.known(candidate, against.held_out)
+    known = against.simulator.known(candidate)
     candidate = candidate[known]
     if not len(candidate):
         return {"dynamics_share": 0.0}

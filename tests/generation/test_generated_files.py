@@ -178,7 +178,7 @@ def mistakes(folder: Path) -> dict[str, tuple[list[str], str]]:
         "label": ([whole, rows, "label=onlin"], "did you mean 'online'"),
         "no rows": ([whole, rows, "num_samples=0"], "num_samples is 0"),
         "suffix": ([whole, "output=rows.csv"], "must end in one of .npz, .hdf5, .safetensors, or be a Minari id"),
-        "no namespace": ([whole, "output=rows-v0"], "is not the id of a Minari dataset"),
+        "no namespace": ([whole, "output=rows-v0"], "has no namespace"),
         "escape": ([whole, "output=../rows-v0"], "must end in one of"),
         "short namespace": ([whole, "output=m/rows-v0"], "must end in one of"),
         "taken": ([whole, "output=my/taken-v0"], "datasets are never overwritten"),

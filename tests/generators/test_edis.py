@@ -157,6 +157,14 @@ def test_a_new_refresh_begins_with_flat_energies(trained):
     assert torch.equal(generator.sample(20).observations, own.observations)
 
 
+def test_from_scratch_forgets_the_energies_too(trained):
+    kept, fresh = with_scales(trained, 1.0, 1.0), with_scales(trained, 1.0, 1.0, from_scratch=True)
+    weights = trained.energies["state"].fourier.frequencies  # drawn anew, but never trained
+    for generator, same in ((kept, True), (fresh, False)):
+        generator.begin_refresh(replay(), Policy())
+        assert torch.equal(generator.energies["state"].fourier.frequencies, weights) is same
+
+
 def test_what_is_switched_off_is_not_trained_and_needs_no_policy():
     generator = EDIS(replace(TINY, policy_scale=0.0, transition_scale=0.0), SPEC, seed=0)
     metrics = refresh(generator, replay(), NOBODY)

@@ -55,7 +55,7 @@ def test_mistakes_are_told_before_any_work(store, pendulum_table, monkeypatch):
     monkeypatch.setattr(CFDG, "update", lambda *_: pytest.fail("trained"))
     for arguments, message in (
         (("o2o/pendulum-v0", "o2o/pendulum-v0"), "never overwritten"),
-        (("o2o/pendulum-v0", "x/y"), "is not the id of a Minari dataset"),
+        (("o2o/pendulum-v0", "x/y"), "nor a Minari id"),
         (("o2o/pendulam-v0", "my/rows-v0"), "did you mean 'o2o/pendulum-v0'"),
         ((pendulum_table, "my/rows-v0"), "is a table, expected a Minari dataset"),
     ):

@@ -84,7 +84,12 @@ def test_acts_within_bounds_and_answers_as_an_agent(path):
     assert torch.equal(actions, learner.act(observations, deterministic=True))
     actions = (0.9 * actions).requires_grad_()
     assert learner.values(observations, actions).shape == (50,)
-    (gradient,) = torch.autograd.grad(learner.log_prob(observations, actions).sum(), actions)
+    try:
+        log_prob = learner.log_prob(observations, actions)
+    except TypeError as refusal:  # of a deterministic actor
+        assert "no density" in str(refusal)
+        return
+    (gradient,) = torch.autograd.grad(log_prob.sum(), actions)
     assert gradient.isfinite().all()
 
 
@@ -136,7 +141,8 @@ def test_normalisers_are_fitted_alike_and_once(path):
     train(learner, replay, updates=1)
     means = [w.clone() for name, w in weights(learner).items() if name.endswith("normalizer.mean")]
     assert len(means) >= 3 and all(torch.equal(mean, means[0]) for mean in means)
-    torch.testing.assert_close(means[0], replay.offline.all().observations.mean(0))
+    fitted = replay.offline.all().observations.mean(0)
+    torch.testing.assert_close(means[0], fitted if learner.config.normalize_observations else torch.zeros(5))
     replay.offline.fields["observations"].add_(1)
     train(learner, replay, updates=1)
     assert torch.equal(weights(learner)["critic.normalizer.mean"], means[0])

@@ -29,9 +29,21 @@ def test_critic_target_with_and_without_entropy():
 
 
 def test_subsets_are_drawn_without_replacement_and_differ():
-    sac, q = learner(ensemble_size=10), torch.arange(10.0)[:, None]
-    drawn = [tuple(sorted(sac.subset(q)[:, 0].tolist())) for _ in range(200)]
+    sac = learner(ensemble_size=10)
+    drawn = [tuple(sorted(sac.draw_members(2).tolist())) for _ in range(200)]
     assert all(len(set(pair)) == 2 for pair in drawn) and len(set(drawn)) > 30
+    assert sac.draw_members(10) is None
+
+
+def test_the_target_is_the_minimum_of_the_drawn_members():
+    sac, b = learner(ensemble_size=10), batch()
+    sac.draw_members = lambda size: torch.tensor([7, 2])
+    state = sac.noise.state_dict()
+    target_q = sac.target_q(b)
+    sac.noise.load_state_dict(state)
+    next_actions, log_prob = sac.policy(b.next_observations).sample_with_log_prob(sac.noise)
+    next_v = sac.target_critic(b.next_observations, next_actions)[[7, 2]].amin(0) - log_prob
+    torch.testing.assert_close(target_q, b.rewards + 0.99 * (1 - b.terminations) * next_v)
 
 
 def test_actor_loss_uses_minimum_or_mean():
