@@ -121,21 +121,6 @@ def clean_energy_guided(
     return guided
 
 
-def inpaint(denoise: Denoiser, known: Tensor, given: Tensor, normal: Callable[..., Tensor]) -> Denoiser:
-    """Rows whose columns `given` ([D], bool) are those of `known` [B, D], the others sampled given them.
-
-    At every evaluation the given columns are replaced by `known + sigma * normal(B, D)`, and in the answer by `known`:
-    the replacement method of Song et al., 2021 (arXiv 2011.13456, appendix I.2). Only approximate where columns depend
-    on each other: with few steps, and no churn, the sampled columns follow the given ones too weakly.
-    """
-
-    def inpainted(x: Tensor, sigma: Tensor) -> Tensor:
-        noised = known + sigma * normal(*x.shape)
-        return torch.where(given, known, denoise(torch.where(given, noised, x), sigma))
-
-    return inpainted
-
-
 def _only(x: Tensor, moves: Tensor) -> Tensor:
     """`x` with a gradient in the columns `moves` only."""
     return torch.where(moves, x, x.detach())

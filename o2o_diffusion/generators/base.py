@@ -108,7 +108,12 @@ class DiffusionGenerator(Stateful, ABC):
 
     @property
     def num_updates(self) -> int:
-        """Optimiser steps of the present refresh, or of the next one."""
+        """Optimiser steps of the present refresh, or of the next one; a method adds those of its parts."""
+        return self.denoiser_updates
+
+    @property
+    def denoiser_updates(self) -> int:
+        """Optimiser steps of the denoiser in it."""
         warm = (self.num_refreshes > 0 or self.config.pretrained is not None) and not self.config.from_scratch
         return self.config.refresh_updates if warm else self.config.updates
 
@@ -118,7 +123,7 @@ class DiffusionGenerator(Stateful, ABC):
         if self.config.from_scratch:
             fresh = self._new_model(self.seed + self.num_refreshes)
             self.model.network.load_state_dict(fresh.network.state_dict())
-        self.training.begin(self.model.network, self.num_updates)
+        self.training.begin(self.model.network, self.denoiser_updates)
 
     def update(self, replay: Replay, agent: Agent) -> Metrics:
         """One optimiser step."""

@@ -45,8 +45,8 @@ class EDIS(DiffusionGenerator):
 
     An energy is -log of the ratio of two densities under noise, of rows that are wanted and of rows as they are drawn
     so far: online states against the model's own, then the policy's actions against those drawn in the same states,
-    then real transitions against drawn ones. Drawn rows serve in place of rows inpainted given s, or given s and a,
-    because inpainting by replacement weakens the dependence between columns, and the energies would learn that. An
+    then real transitions against drawn ones. Drawn rows serve in place of rows inpainted given s, or given s and a:
+    inpainting by replacement weakens the dependence between columns, and the energies would learn that. An
     energy moves the columns of its factor only, so that the ratio of what it takes as given drops out.
 
     The authors' code trains and queries its energies at different noise levels, in different units, and adds gradients
@@ -109,13 +109,12 @@ class EDIS(DiffusionGenerator):
     @property
     def num_updates(self) -> int:
         """Optimiser steps of the model, then of one energy after the other."""
-        return super().num_updates + self.config.energy_updates * len(self.learned)
+        return self.denoiser_updates + self.config.energy_updates * len(self.learned)
 
     def begin_refresh(self, replay: Replay, agent: Agent) -> None:
         """Warm weights everywhere, but flat energies: what they are learned against is drawn anew."""
         self._check(agent)
         super().begin_refresh(replay, agent)
-        self.training.begin(self.model.network, super().num_updates)
         if self.config.from_scratch:
             self.energies.load_state_dict(self._new_energies(self.seed + self.num_refreshes).state_dict())
         for energy in self.energies.values():

@@ -112,7 +112,7 @@ class PGR(DiffusionGenerator):
     def num_updates(self) -> int:
         """Optimiser steps of curiosity and denoiser together."""
         curiosity = self.config.curiosity_updates if self.config.relevance == "curiosity" else 0
-        return curiosity + super().num_updates
+        return curiosity + self.denoiser_updates
 
     def shares(self, replay: Replay) -> tuple[float, float]:
         """Online rows only, or the union."""
@@ -120,9 +120,10 @@ class PGR(DiffusionGenerator):
 
     def begin_refresh(self, replay: Replay, agent: Agent) -> None:
         """As the base; the normaliser of observations that curiosity was first trained with is kept."""
+        if self.config.relevance == "td_error":
+            _ = agent.values  # what stands in for a missing policy says so
         super().begin_refresh(replay, agent)
-        self.training.begin(self.model.network, super().num_updates)
-        self.scores, self.curiosity_left = None, self.num_updates - super().num_updates
+        self.scores, self.curiosity_left = None, self.num_updates - self.denoiser_updates
         if self.curiosity_left and self.num_refreshes == 0:
             observations = [pool.fields["observations"][: len(pool)] for pool in (replay.offline, replay.online)]
             self.curiosity.normalizer.fit(torch.cat(observations))

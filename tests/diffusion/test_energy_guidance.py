@@ -9,7 +9,6 @@ from o2o_diffusion.diffusion.guidance import (
     classifier_free,
     clean_energy_guided,
     energy_guided,
-    inpaint,
     noised_energy,
 )
 from o2o_diffusion.diffusion.loss import contrastive_accuracy, contrastive_loss, draw_solver_sigma
@@ -136,23 +135,6 @@ def test_a_networks_energy_sees_scaled_rows():
     _, _, c_in, c_noise = coefficients(sigma, 0.5)
     energy = noised_energy(lambda x, noise: x.sum(1) + noise, sigma_data=0.5)
     assert torch.allclose(energy(z, sigma), (c_in * z).sum(1) + c_noise)
-
-
-def test_given_columns_are_kept_and_the_others_sampled():
-    known = torch.full((SIZE, 2), 3.0)
-    noise = torch.Generator().manual_seed(1)
-    inputs = []
-
-    def watched(x, sigma):
-        inputs.append((x, float(sigma)))
-        return prior(x, sigma)
-
-    denoise = inpaint(watched, known, FIRST, lambda *shape: torch.randn(*shape, generator=noise))
-    x = sample_dpm(denoise, start(), dpm_scheduler(sigma_data=STD), 32)
-    assert (x[:, 0] - 3.0).abs().max() < 1e-3
-    assert abs(x[:, 1].mean() - MEAN) < 0.03 and abs(x[:, 1].std() - STD) < 0.025
-    for noised, sigma in inputs[::10]:
-        assert abs((noised[:, 0] - 3.0).std() / sigma - 1) < 0.03
 
 
 def test_contrast_is_a_cross_entropy_with_logits_minus_energy():

@@ -1,0 +1,134 @@
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from test_iql import batch
+
+from o2o_diffusion.config import CONFIGS, compose
+from o2o_diffusion.data.replay import Replay
+from o2o_diffusion.errors import InputError
+from o2o_diffusion.finetuning import Finetuning
+from o2o_diffusion.learners.sac import SAC
+from o2o_diffusion.learners.wsrl import WSRL
+from o2o_diffusion.protocols import Budget
+from o2o_diffusion.runs import GROUPS, Run
+from o2o_diffusion.samplers.mixture import Mixture
+from o2o_diffusion.types import Source, TransitionSpec
+
+SPEC = TransitionSpec(3, 2)
+BUDGET = Budget(pretrain_updates=10, online_steps=20_000, warmup_steps=1000)
+
+
+def learner(**settings):
+    small = {"hidden": (32, 32), "penalty_actions": 4, "batch_size": 16}
+    return WSRL(WSRL.Config(**(small | settings)), SPEC, seed=0)
+
+
+def make_replay(online=200):
+    replay = Replay(SPEC, {Source.OFFLINE: 200, Source.ONLINE: 200})
+    replay.offline.append(batch(200))
+    replay.online.append(batch(online))
+    return replay
+
+
+def test_phases_keep_no_offline_rows_and_warm_up_with_a_frozen_policy():
+    pretrain, warmup, finetune = learner().phases(BUDGET)
+    assert (pretrain.updates, pretrain.shares.offline) == (10, 1)
+    assert (warmup.env_steps, warmup.learns, warmup.updates) == (5000, False, 0)
+    assert (finetune.env_steps, finetune.shares.offline, finetune.shares.online) == (15_000, 0, 1)
+    sampler = Mixture(Mixture.Config(), SPEC, seed=0)
+    sampler.begin_phase(finetune.shares)
+    assert (sampler.sample(make_replay(online=5), 64).sources == Source.ONLINE).all()
+
+
+def test_a_run_does_nothing_in_the_warm_up(tmp_path: Path, tiny_run):
+    overrides = [*tiny_run, "generator=none", "learner=wsrl", "learner.warmup_steps=50", f"output={tmp_path / 'run'}"]
+    loop = Run(compose(CONFIGS / "finetune.yaml", Finetuning.Config, GROUPS, overrides)).loop
+    while loop.env_steps < 50:
+        loop.tick()
+    before = deepcopy(loop.learner.state_dict())
+    assert loop.updates == 40 and loop.owed == 0
+    while loop.env_steps < 51:
+        loop.tick()
+    after = loop.learner.state_dict()
+    assert all(torch.equal(w, after["critic"][name]) for name, w in before["critic"].items())
+    loop.tick()
+    assert loop.updates == 41 and loop.learner.num_updates == 41
+
+
+def test_networks_and_optimisers_go_on_after_the_switch():
+    wsrl, replay = learner(), make_replay()
+    pretrain, *online = wsrl.phases(BUDGET)
+    wsrl.begin_phase(pretrain, replay)
+    for _ in range(3):
+        wsrl.update(batch(16))
+    before = deepcopy(wsrl.state_dict())
+    for phase in online:
+        wsrl.begin_phase(phase, replay)
+    after = wsrl.state_dict()
+    for name in ("actor", "critic", "target_critic"):
+        assert all(torch.equal(w, after[name][key]) for key, w in before[name].items())
+    moments = [state["critic_optimizer"]["state"][0]["exp_avg"] for state in (before, after)]
+    assert torch.equal(*moments) and moments[0].abs().sum() > 0
+    wsrl.update(batch(64))
+    assert wsrl.critic_optimizer.state_dict()["state"][0]["step"] == 3 + 4
+    assert wsrl.actor_optimizer.state_dict()["state"][0]["step"] == 3 + 1
+
+
+def test_online_updates_split_a_batch_among_critic_steps_without_a_penalty():
+    wsrl, replay, seen = learner(), make_replay(), {"critic": [], "actor": []}
+    wsrl.begin_phase(wsrl.phases(BUDGET)[-1], replay)
+    assert wsrl.batch_size == 64 and wsrl.conservatism == 0
+    for part, rows in seen.items():
+        method = getattr(wsrl, f"update_{part}")
+        setattr(wsrl, f"update_{part}", lambda b, method=method, rows=rows: rows.append(b.rows) or method(b))
+    metrics = wsrl.update(batch(64))
+    assert "penalty" not in metrics and "actor_loss" in metrics
+    assert [len(rows) for rows in seen["critic"]] == [16] * 4 and torch.equal(
+        torch.cat(seen["critic"]), seen["actor"][0]
+    )
+
+
+def test_offline_updates_are_conservative():
+    wsrl = learner()
+    wsrl.begin_phase(wsrl.phases(BUDGET)[0], make_replay())
+    assert wsrl.batch_size == 16 and wsrl.conservatism == 5 and "penalty" in wsrl.update(batch(16))
+
+
+def test_online_losses_are_sacs():
+    wsrl, b = learner(), batch(16)
+    wsrl.is_online = True
+    state = wsrl.noise.state_dict()
+    loss = wsrl.update_critic(b)["critic_loss"]
+    other = learner()
+    other.noise.load_state_dict(state)
+    assert torch.equal(loss, SAC.critic_loss(other, b).detach())
+
+
+def test_target_critics_are_drawn_with_replacement():
+    wsrl = learner()
+    drawn = [wsrl.draw_members(2).tolist() for _ in range(1000)]
+    assert 50 < sum(one == other for one, other in drawn) < 160  # a tenth
+    assert {member for pair in drawn for member in pair} == set(range(10))
+
+
+def test_policy_and_critics_have_layer_normalisation():
+    wsrl = learner(state_dependent_std=False)
+    assert all(isinstance(norm, torch.nn.LayerNorm) for norm in wsrl.actor.mlp.norms)
+    assert [tuple(norm.weight.shape) for norm in wsrl.critic.mlp.norms] == [(10, 1, 32)] * 2
+    assert wsrl.policy(torch.randn(4, 3)).base.log_std.shape == (2,)
+
+
+def test_a_restored_learner_asks_for_online_batches():
+    wsrl, restored = learner(), learner()
+    wsrl.begin_phase(wsrl.phases(BUDGET)[-1], make_replay())
+    restored.load_state_dict(wsrl.state_dict())
+    assert restored.is_online and restored.batch_size == 64
+
+
+@pytest.mark.parametrize(("updates", "pretrain"), [(0, True), (10, False)])
+def test_starting_without_pretraining_is_refused(updates, pretrain):
+    with pytest.raises(InputError, match="WSRL fine-tunes a pretrained policy") as error:
+        learner(pretrain=pretrain).phases(Budget(pretrain_updates=updates, online_steps=100))
+    assert "\n" not in str(error.value)
