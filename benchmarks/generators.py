@@ -39,7 +39,8 @@ from o2o_diffusion.types import Episode, Source, Transitions
 ROOT = Path(__file__).parent.parent
 COLUMNS = {
     "auc": "AUC", "sliced_wasserstein_2": "sliced W2", "marginal": "marginal", "dynamics_error": "dynamics",
-    "dynamics_median": "(median)", "dynamics_standardized": "(in variances)", "terminations": "terminations",
+    "dynamics_median": "(median)",
+    "dynamics_ratio": "(learned, ratio)", "dynamics_in_variances": "(in variances)", "terminations": "terminations",
 }  # fmt: skip
 
 

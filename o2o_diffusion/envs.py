@@ -65,7 +65,7 @@ def make_raw_environment(spec: EnvironmentSpec) -> gym.Env:
     check_registered(spec.id)
     kwargs: Mapping[str, Any] = {key: value for key, value in spec.kwargs.items() if key != "render_mode"}
     try:
-        with _quiet():
+        with quiet():
             return gym.make(spec.id, max_episode_steps=spec.max_episode_steps, disable_env_checker=True, **kwargs)
     except Exception as error:  # every environment fails in its own way, always by what the user asked for
         raise InputError(f"environment {spec.id} with {dict(kwargs)} cannot be made: {error}") from error
@@ -91,7 +91,7 @@ def _register() -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No notices of versions and deprecations while an environment is made, nor the log file MuJoCo writes them to."""
     import mujoco as module
 

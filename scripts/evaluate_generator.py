@@ -45,7 +45,7 @@ def load_policy(run: Path, spec: TransitionSpec) -> Agent:
     try:
         learner.load_state_dict(load_checkpoint(run / "checkpoints")["learner"])
     except RuntimeError as error:
-        raise InputError(f"policy={run} does not fit {spec}: {error}") from error
+        raise InputError(f"policy={run} was trained with other observations or actions than {spec}") from error
     return learner
 
 

@@ -45,7 +45,7 @@ def test_diffusion_knows_nothing_of_reinforcement_learning():
 
 
 def test_importing_the_package_is_light():
-    heavy = "torch", "diffusers", "gymnasium", "minari", "matplotlib", "wandb"
+    heavy = "torch", "diffusers", "gymnasium", "minari", "matplotlib", "sklearn", "scipy", "wandb"
     code = f"import o2o_diffusion, sys; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 

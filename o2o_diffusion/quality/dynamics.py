@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from o2o_diffusion.data.spaces import flatten
-from o2o_diffusion.envs import AgentEnvironment, EnvironmentSpec, _quiet, make_environment
+from o2o_diffusion.envs import AgentEnvironment, EnvironmentSpec, quiet, make_environment
 from o2o_diffusion.types import Transitions
 
 AGENTS = ("point_env", "ant_env")
@@ -66,7 +66,7 @@ class Simulator:
     def __call__(self, batch: Transitions) -> Transitions:
         """What really follows on the observations and actions of `batch`: next observations, rewards, terminations."""
         pairs = zip(batch.observations.double().numpy(), batch.actions.numpy(), strict=True)
-        with _quiet():  # generated states can be such that MuJoCo complains, into a file
+        with quiet():  # generated states can be such that MuJoCo complains, into a file
             steps = [self._step(observation, action) for observation, action in pairs]
         following, rewards, terminations = (np.array(column, dtype=np.float32) for column in zip(*steps, strict=True))
         return batch.where(
@@ -122,16 +122,19 @@ def dynamics_error(
 def compare_next(batch: Transitions, truth: Transitions, real: Transitions) -> dict[str, Any]:
     """Squared error of next observations: its mean and median over the mean squared one-step change of `real` rows.
 
-    `per_dimension` is [observation_dim], each over its own mean square change, or over its variance where it never
-    changes within an episode (a goal).
+    `in_variances` is the mean over dimensions of the error over that dimension's variance. `per_dimension` is
+    [observation_dim], each over its own mean square change, or over its variance where it never changes within an
+    episode (a goal).
     """
     squared = (batch.next_observations - truth.next_observations).double().square()
     change = (real.next_observations - real.observations).double().square()
-    scale = torch.where(change.mean(0) > 0, change.mean(0), real.observations.double().var(0).clamp(min=1e-6))
+    variance = real.observations.double().var(0).clamp(min=1e-6)
+    scale = torch.where(change.mean(0) > 0, change.mean(0), variance)
     total = float(change.sum(1).mean())
     return {
         "mean": float(squared.sum(1).mean()) / total,
         "median": float(squared.sum(1).median()) / total,
+        "in_variances": float((squared.mean(0) / variance).mean()),
         "per_dimension": (squared.mean(0) / scale).tolist(),
     }
 

@@ -18,7 +18,10 @@ from o2o_diffusion.quality.report import evaluate
 from o2o_diffusion.quality.rows import Real, transitions
 from o2o_diffusion.types import Source, Transitions, TransitionSpec
 
-SOURCES = {"offline": Source.GENERATED_OFFLINE, "online": Source.GENERATED_ONLINE}
+SOURCES = {
+    "offline": (Source.OFFLINE, Source.GENERATED_OFFLINE),
+    "online": (Source.ONLINE, Source.GENERATED_ONLINE),
+}
 REPORT, PAGE = "report.json", "page.png"
 
 
@@ -44,33 +47,35 @@ class Config:
 def evaluate_saved(config: Config, offline: Dataset, agent: Agent | None = None) -> dict[str, Any]:
     """The report on `config.generator`, trained on the dataset `offline`; written to `config.output`, and returned.
 
-    Raises InputError for whatever is missing, altered or does not fit.
+    To what `evaluate` returns it adds "notes", to be read with the numbers, and the "settings". Raises InputError for
+    whatever is missing, altered or does not fit.
     """
     start = time.perf_counter()
     generator = load_generator(str(config.generator), offline.spec, seed=config.seed)
     real, notes = real_rows(config, offline, read_facts(find_folder(str(config.generator))))
+    simulator, known = find_simulator(config, offline, real["offline"].held_out)
     sampling = time.perf_counter()
     generated = sample(generator, real, config.rows, agent)
     sampling = time.perf_counter() - sampling
-    for label, rows in generated.items():
-        if len(rows) < config.rows:
-            notes.append(f"the generator dropped {config.rows - len(rows)} {label} rows that were not finite")
-    environment = EnvironmentSpec(config.environment) if config.environment else offline.environment
-    simulator = Simulator.find(environment, offline.observation_keys, real["offline"].held_out)
-    known = (
-        f"simulated in {environment.id}" if simulator and environment else "predicted by networks fitted on real rows"
-    )
-    notes.append(f"dynamics error: against next observations {known}")
+    lost = {label: config.rows - len(rows) for label, rows in generated.items() if len(rows) < config.rows}
+    notes += [known, *(f"{label}: {number} rows were dropped by the generator" for label, number in lost.items())]
     report = evaluate(generated, real, rows=config.rows, simulator=simulator, agent=agent, seed=config.seed)
-    report |= {"notes": notes, "settings": asdict(config)}
-    output = Path(str(config.output))
+    output, drawing = Path(str(config.output)), time.perf_counter()
     output.mkdir(parents=True, exist_ok=True)
-    drawing = time.perf_counter()
     save_page(report, generated, real, f"{config.generator} on {offline.name}", output / PAGE)
     seconds = {"sampling": sampling, **report["seconds"], "page": time.perf_counter() - drawing}
-    report["seconds"] = seconds | {"total": time.perf_counter() - start}
+    report |= {"seconds": seconds | {"total": time.perf_counter() - start}, "notes": notes, "settings": asdict(config)}
     (output / REPORT).write_text(json.dumps(report, indent=2) + "\n")
     return report
+
+
+def find_simulator(config: Config, dataset: Dataset, real: Transitions) -> tuple[Simulator | None, str]:
+    """A simulator of the task, if there is one, and a note on what the dynamics are compared with."""
+    environment = EnvironmentSpec(config.environment) if config.environment else dataset.environment
+    simulator = Simulator.find(environment, dataset.observation_keys, real)
+    if environment is None or simulator is None:
+        return None, "dynamics error: against next observations predicted by networks fitted on held-out real rows"
+    return simulator, f"dynamics error: against next observations simulated in {environment.id}"
 
 
 def real_rows(config: Config, offline: Dataset, facts: dict[str, Any]) -> tuple[dict[str, Real], list[str]]:
@@ -82,25 +87,24 @@ def real_rows(config: Config, offline: Dataset, facts: dict[str, Any]) -> tuple[
     real, notes = {}, []
     for label, (dataset, held_out, trained_on) in datasets.items():
         _check_columns(dataset, offline.spec)
-        if held_out is not None:
-            other = load_dataset(held_out)
-            _check_columns(other, offline.spec)
-            real[label] = Real(transitions(other.episodes), transitions(dataset.episodes))
-            continue
-        real[label] = Real.split(dataset.episodes, config.rows)
-        certain = "were" if dataset.fingerprint == trained_on else "may have been"
-        notes.append(f"{label}: the held-out real rows are of {dataset.name} itself, and {certain} trained on")
+        source = load_dataset(held_out) if held_out else dataset
+        _check_columns(source, offline.spec)
+        apart = Real(transitions(source.episodes), transitions(dataset.episodes)) if held_out else None
+        real[label] = apart or Real.split(dataset.episodes, config.rows)
+        seen = source.fingerprint == trained_on
+        if seen or not held_out:
+            certain = "were" if seen else "may have been"
+            notes.append(f"{label}: the held-out real rows, of {source.name}, {certain} trained on")
     return real, notes
 
 
 def sample(generator: Any, real: dict[str, Real], rows: int, agent: Agent | None) -> dict[str, Transitions]:
     """At most `rows` generated rows of each label in `real`; the training rows are there for who starts from them."""
-    sizes = {source: len(real[name].training) if name in real else 0 for source, name in enumerate(SOURCES)}
-    replay = Replay(generator.spec, {Source(source): size for source, size in sizes.items()})
-    for name, rows_of in real.items():
-        replay.pools[Source(list(SOURCES).index(name))].append(rows_of.training)
+    replay = Replay(generator.spec, {SOURCES[label][0]: len(real[label].training) for label in real})
+    for label in real:
+        replay.pools[SOURCES[label][0]].append(real[label].training)
     options: dict[str, Any] = {"replay": replay, "agent": NoAgent() if agent is None else agent}
-    return {label: generator.sample(rows, source=SOURCES[label], **options) for label in real}
+    return {label: generator.sample(rows, source=SOURCES[label][1], **options) for label in real}
 
 
 def _check_columns(dataset: Dataset, spec: TransitionSpec) -> None:

@@ -13,19 +13,22 @@ ROWS = 2_000
 """Rows of either kind that the classifier sees, a default of ours."""
 
 
-def worst_auc(generated: Mapping[Source, Transitions], replay: Replay) -> float:
-    """The highest two-sample AUC of generated rows against the real rows of their label, over labels.
+def aucs(generated: Mapping[Source, Transitions], replay: Replay, rows: int = ROWS) -> dict[Source, float]:
+    """Two-sample AUC of at most `rows` generated rows against real rows of their label, for labels that have any.
 
     Generated rows are independent draws, so the first are as good as any; real rows are taken evenly from their pool.
-    1 when a label has no rows left, because none was finite; 0.5 when no label has real rows to compare with.
+    1 where no generated row is left, because none was finite.
     """
-    if any(len(batch) == 0 for batch in generated.values()):
-        return 1.0
-    scores = [0.5]
+    found = {}
     for source, batch in generated.items():
         pool = replay.pools[REAL[source]]
         if len(pool):
-            rows = torch.linspace(0, len(pool) - 1, min(len(pool), ROWS), device=replay.memory["rewards"].device).long()
-            flat = [replay.spec.flatten(part).float().cpu() for part in (batch[:ROWS], pool[rows])]
-            scores.append(auc(*flat))
-    return max(scores)
+            evenly = torch.linspace(0, len(pool) - 1, min(len(pool), rows), device=batch.rewards.device).long()
+            flat = [replay.spec.flatten(part).float().cpu() for part in (batch[:rows], pool[evenly])]
+            found[source] = auc(*flat) if len(batch) else 1.0
+    return found
+
+
+def worst_auc(generated: Mapping[Source, Transitions], replay: Replay) -> float:
+    """The highest AUC over labels; 0.5 when no label has real rows to compare with."""
+    return max(aucs(generated, replay).values(), default=0.5)

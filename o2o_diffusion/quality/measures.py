@@ -19,7 +19,7 @@ from o2o_diffusion.quality.ensemble import DynamicsEnsemble
 from o2o_diffusion.types import Transitions, TransitionSpec
 
 Numbers = dict[str, Any]
-"""Floats by name; under "per_dimension" names there are lists."""
+"""Floats by name; "marginals" and "dynamics" are lists, by column and by dimension of the observation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +125,7 @@ def dynamics(candidate: Transitions, against: Against) -> Numbers:
     return {
         "dynamics_error": found["mean"],
         "dynamics_median": found["median"],
+        "dynamics_in_variances": found["in_variances"],
         "dynamics": found["per_dimension"],
         "dynamics_share": float(known.float().mean()),
         "reward_error": float((candidate.rewards - truth.rewards).square().mean()),

@@ -53,6 +53,8 @@ def test_rows_of_another_dataset_are_held_out_without_a_note(generator, pendulum
     config = Config(dataset=pendulum_table, online_dataset=pendulum_table, held_out=pendulum_table, rows=200)
     real, notes = real_rows(config, dataset, {})
     assert len(real["offline"].held_out) == len(real["offline"].training) == 400
+    _, warned = real_rows(config, dataset, {"dataset_sha256": dataset.fingerprint})
+    assert len(warned) == 2 and "were trained on" in warned[0]
     assert len(real["online"].held_out) == 200 and len(notes) == 1 and "may have been trained on" in notes[0]
 
 
