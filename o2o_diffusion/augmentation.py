@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from o2o_diffusion.agents import NoAgent
 from o2o_diffusion.config import compose
 from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.distributed import Noise
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.integrations.arrays import Data, action_bounds, read_rows, to_transitions
-from o2o_diffusion.protocols import Agent, Generator, NoAgent
+from o2o_diffusion.protocols import Agent, Generator
 from o2o_diffusion.types import Source, Transitions, TransitionSpec
 
 if TYPE_CHECKING:

@@ -36,7 +36,8 @@ class Probe(Stateful):
 
     def change(self, q: float, env_steps: int) -> str | None:
         """Remember `q`; one line if it lies further from one of the last 5,000 steps' than half of that."""
-        self.history = [[step, old] for step, old in self.history if env_steps - step <= WINDOW] + [[env_steps, q]]
+        self.history = [[step, old] for step, old in self.history if env_steps - WINDOW <= step < env_steps]
+        self.history.append([env_steps, q])
         step, old = max(self.history, key=lambda known: abs(q - known[1]) - MAX_CHANGE * abs(known[1]))
         if abs(q - old) <= MAX_CHANGE * abs(old):
             return None

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from o2o_diffusion.data.replay import Replay
-from o2o_diffusion.errors import InputError
 from o2o_diffusion.types import Episode, Metrics, Source, Transitions
 
 
@@ -135,13 +134,6 @@ class Agent(Protocol):
     def log_prob(self, observations: Tensor, actions: Tensor) -> Tensor:
         """[B], differentiable in `actions`; deterministic actors raise TypeError."""
         ...
-
-
-class NoAgent:
-    """Stands where there is no policy; a generator that asks it for something says so."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise InputError("this generator needs a policy: train it in scripts/finetune.py, or give it an agent")
 
 
 class Component(Protocol):

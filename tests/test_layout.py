@@ -9,7 +9,7 @@ PACKAGE = Path(o2o_diffusion.__file__).parent
 LEVELS = [
     {"types", "optimization", "distributed", "config", "errors", "hardware"},
     {"data", "networks", "diffusion", "behaviours", "envs"},
-    {"protocols"},
+    {"protocols", "agents"},
     {"generators", "samplers", "learners"},
     {"interaction", "evaluation", "logger", "checkpoint", "quality", "report", "tasks", "probe"},
     {"finetuning", "runs", "generation", "estimate", "folders", "interruption", "integrations", "augmentation"},

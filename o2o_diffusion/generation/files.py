@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from o2o_diffusion.agents import NoAgent
 from o2o_diffusion.checkpoint import check_writable
 from o2o_diffusion.data import local
 from o2o_diffusion.data.datasets import FILES, Dataset, load_dataset
@@ -15,7 +16,6 @@ from o2o_diffusion.errors import InputError, nearest
 from o2o_diffusion.generation.data import make_replay
 from o2o_diffusion.generation.episodes import Layout, check_size, open_dataset, write_rows
 from o2o_diffusion.generators.saving import checksum, find_folder, load_generator
-from o2o_diffusion.protocols import NoAgent
 from o2o_diffusion.types import Source, Transitions
 
 LABELS = {"online": Source.GENERATED_ONLINE, "offline": Source.GENERATED_OFFLINE}

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from o2o_diffusion.agents import NoAgent
 from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.distributed import rank
-from o2o_diffusion.protocols import NoAgent
 from o2o_diffusion.quality.gate import REAL, aucs
 
 

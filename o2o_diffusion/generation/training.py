@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from o2o_diffusion.agents import NoAgent
 from o2o_diffusion.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from o2o_diffusion.config import Settings, compose
 from o2o_diffusion.distributed import agree, num_processes
@@ -26,7 +27,6 @@ from o2o_diffusion.generation.folders import find_training, new_output, output_o
 from o2o_diffusion.generation.quality import measure
 from o2o_diffusion.hardware import choose_matmul, set_threads
 from o2o_diffusion.interruption import Interruption
-from o2o_diffusion.protocols import NoAgent
 from o2o_diffusion.report import show_plan
 from o2o_diffusion.types import Metrics
 

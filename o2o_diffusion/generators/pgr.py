@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from o2o_diffusion.agents import td_errors
 from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.diffusion.guidance import classifier_free
 from o2o_diffusion.diffusion.preconditioning import Denoiser
@@ -28,14 +29,6 @@ SCORED_AT_A_TIME = 8_192
 def known_returns(batch: Transitions) -> Tensor:
     """[B] returns, NaN where unknown."""
     return torch.where(batch.returns.isfinite(), batch.returns, torch.nan)
-
-
-def td_errors(batch: Transitions, replay: Replay, agent: Agent) -> Tensor:
-    """[B] |r + discount (1 - termination) Q(s', pi(s')) - Q(s, a)|, on the learner's scale of rewards."""
-    next_actions = agent.act(batch.next_observations, deterministic=True)
-    next_values = agent.values(batch.next_observations, next_actions)
-    targets = replay.transform(batch.rewards) + replay.discount * batch.continues * next_values
-    return (targets - agent.values(batch.observations, batch.actions)).abs()
 
 
 def scaled(scores: Tensor) -> Tensor:
@@ -171,7 +164,7 @@ class PGR(DiffusionGenerator):
         """[B] raw scores of real rows, NaN where there is none."""
         if self.config.relevance == "curiosity":
             return self.curiosity(batch.observations, batch.actions, batch.next_observations)
-        return td_errors(batch, replay, agent) if self.config.relevance == "td_error" else known_returns(batch)
+        return td_errors(agent, batch, replay) if self.config.relevance == "td_error" else known_returns(batch)
 
     def conditions(self, batch: Transitions) -> Tensor:
         """Scores of real rows, some of them dropped."""

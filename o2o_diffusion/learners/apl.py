@@ -25,7 +25,6 @@ class GCQL(CQL):
         backup_actions: Annotated[int, "next actions of which the best counts in the critics' target"] = 1
         affine_log_std: Annotated[bool, "log sigma = m * output + b with learned m, b, from 1 and -1"] = False
         block_steps: Annotated[int, "environment steps between blocks of updates"] = 1_000
-        block_updates: Annotated[int, "updates in a block"] = 10_000
 
     config: Config  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -34,8 +33,8 @@ class GCQL(CQL):
         return super().build_actor(log_std_range=(-5.0, 2.0), **options)
 
     def cadence(self, budget: Budget) -> Cadence:
-        """Blocks; the budget's updates per step do not count."""
-        return per_block(self.config.block_steps, self.config.block_updates)
+        """Blocks, which owe the budget's updates for each of their steps."""
+        return per_block(self.config.block_steps, self.config.block_steps * budget.updates_per_step)
 
     def phases(self, budget: Budget) -> tuple[Phase, ...]:
         """As CQL, with batches drawn whole from one pool."""

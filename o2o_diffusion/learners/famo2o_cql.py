@@ -30,7 +30,6 @@ class FamO2OCQL(Family, CQL):
         inverse_temperature: Annotated[float, "centre of the range of the actor's weights of Q"] = 1.0
         spread: Annotated[float, "half the width of that range"] = 0.5
         block_steps: Annotated[int, "environment steps between blocks of updates"] = 1_000
-        block_updates: Annotated[int, "updates in a block"] = 1_000
 
     config: Config  # pyright: ignore[reportIncompatibleVariableOverride]
     beta: Tensor
@@ -75,5 +74,5 @@ class FamO2OCQL(Family, CQL):
         return self.actor(observations, encode(self.scale(self.balance(observations).mode)))
 
     def cadence(self, budget: Budget) -> Cadence:
-        """Blocks; the budget's updates per step do not count."""
-        return per_block(self.config.block_steps, self.config.block_updates)
+        """Blocks, which owe the budget's updates for each of their steps."""
+        return per_block(self.config.block_steps, self.config.block_steps * budget.updates_per_step)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from o2o_diffusion.data.spaces import flatten
-from o2o_diffusion.envs import AgentEnvironment, EnvironmentSpec, quiet, make_environment
+from o2o_diffusion.envs import AgentEnvironment, EnvironmentSpec, make_environment, quiet
 from o2o_diffusion.types import Transitions
 
 AGENTS = ("point_env", "ant_env")

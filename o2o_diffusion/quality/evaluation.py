@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from o2o_diffusion.agents import NoAgent
 from o2o_diffusion.data.datasets import Dataset, load_dataset
 from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.envs import EnvironmentSpec
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.generators.saving import find_folder, load_generator, read_facts
-from o2o_diffusion.protocols import Agent, NoAgent
+from o2o_diffusion.protocols import Agent
 from o2o_diffusion.quality.dynamics import Simulator
 from o2o_diffusion.quality.page import save_page
 from o2o_diffusion.quality.report import evaluate

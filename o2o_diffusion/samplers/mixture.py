@@ -61,19 +61,19 @@ class Mixture(Stateful):
 
     def sample(self, replay: Replay, batch_size: int) -> Transitions:
         """[batch_size] rows with raw rewards; the same on every process."""
-        shares = self.effective(replay)
-        generator = self.noise.generator
-        if self.shares.whole_batches:
-            counts = [0] * len(Source)
-            counts[int(torch.multinomial(shares, 1, generator=generator))] = batch_size
-        else:
-            counts = self._counts(shares, batch_size)
-        pools = torch.repeat_interleave(torch.arange(len(Source)), torch.tensor(counts))
+        pools = self.draw_pools(replay, batch_size)
         sizes = torch.tensor([len(replay.pools[source]) for source in Source])
-        rows = (torch.rand(batch_size, generator=generator, dtype=torch.float64) * sizes[pools]).long()
-        order = torch.randperm(batch_size, generator=generator)
+        rows = (torch.rand(batch_size, generator=self.noise.generator, dtype=torch.float64) * sizes[pools]).long()
         device = replay.memory["rewards"].device
-        return replay.gather(rows[order].to(device), pools[order].to(device))
+        return replay.gather(rows.to(device), pools.to(device))
+
+    def draw_pools(self, replay: Replay, batch_size: int) -> Tensor:
+        """[batch_size] pools, each to its share, shuffled; or one for all."""
+        shares, generator = self.effective(replay), self.noise.generator
+        if self.shares.whole_batches:
+            return torch.multinomial(shares, 1, generator=generator).expand(batch_size)
+        pools = torch.repeat_interleave(torch.arange(len(Source)), torch.tensor(self._counts(shares, batch_size)))
+        return pools[torch.randperm(batch_size, generator=generator)]
 
     def effective(self, replay: Replay) -> Tensor:
         """[4] shares after settings, ramp and empty pools, summing to 1; ValueError when every pool is empty."""

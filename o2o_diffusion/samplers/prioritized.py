@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from o2o_diffusion.agents import td_errors
 from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.distributed import broadcast
 from o2o_diffusion.errors import InputError
@@ -56,7 +57,7 @@ class Prioritized(Mixture):
         if self.draws % self.config.refresh_interval == 0 or appeared:
             self.refresh(sizes)
         self.draws += 1
-        rows, pools, probabilities = self.draw(replay, self._pools(replay, batch_size))
+        rows, pools, probabilities = self.draw(replay, self.draw_pools(replay, batch_size))
         counts = torch.tensor(self.sizes, device=rows.device)[pools]
         weights = (counts * probabilities) ** -self.config.beta
         self.tensors["drawn"] = torch.stack([rows, pools])
@@ -94,7 +95,7 @@ class Prioritized(Mixture):
         self.position = ring.position
         if drawn.numel() == 0:
             return {}
-        errors = self.td_errors(replay, agent, replay.gather(*drawn))
+        errors = broadcast(td_errors(agent, replay.gather(*drawn), replay).float())  # the main process's everywhere
         starts = torch.tensor([replay.pools[source].start for source in Source], device=drawn.device)
         is_real = drawn[1] <= Source.ONLINE
         found = torch.where(is_real, errors + self.config.epsilon, UNSEEN)
@@ -102,13 +103,6 @@ class Prioritized(Mixture):
         largest = torch.where(is_real, found, 0.0).max()
         self.tensors["maximum"] = torch.maximum(self.tensors["maximum"], largest)
         return {"td_error": errors.mean()}
-
-    def td_errors(self, replay: Replay, agent: Agent, batch: Transitions) -> Tensor:
-        """[B], |r + discount * Q(s', a') - Q(s, a)|, a' the agent's action; the main process's on every process."""
-        next_actions = agent.act(batch.next_observations, deterministic=True)
-        next_q = agent.values(batch.next_observations, next_actions)
-        target_q = replay.transform(batch.rewards) + replay.discount * batch.continues * next_q
-        return broadcast((target_q - agent.values(batch.observations, batch.actions)).abs().float())
 
     def state_dict(self) -> dict[str, Any]:
         """Counters, noise, priorities and table."""
@@ -126,11 +120,3 @@ class Prioritized(Mixture):
             self.tensors = {"priorities": torch.full_like(rewards, UNSEEN), "maximum": rewards.new_zeros(())}
             self.tensors["drawn"] = torch.empty(2, 0, dtype=torch.int64)
         self.tensors = {name: tensor.to(rewards.device) for name, tensor in self.tensors.items()}
-
-    def _pools(self, replay: Replay, batch_size: int) -> Tensor:
-        """[batch_size] pools in the mixture's shares, shuffled."""
-        shares, generator = self.effective(replay), self.noise.generator
-        if self.shares.whole_batches:
-            return torch.multinomial(shares, 1, generator=generator).expand(batch_size)
-        pools = torch.repeat_interleave(torch.arange(len(Source)), torch.tensor(self._counts(shares, batch_size)))
-        return pools[torch.randperm(batch_size, generator=generator)]

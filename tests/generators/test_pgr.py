@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 
+from o2o_diffusion.agents import NoAgent, td_errors
 from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.errors import InputError
-from o2o_diffusion.generators.pgr import PGR, TopScores, known_returns, scaled, td_errors
-from o2o_diffusion.protocols import NoAgent
+from o2o_diffusion.generators.pgr import PGR, TopScores, known_returns, scaled
 from o2o_diffusion.types import UNKNOWN_RETURN, RewardTransform, Source, Transitions, TransitionSpec
 
 SPEC = TransitionSpec(2, 1)
@@ -98,7 +98,7 @@ def test_td_error_equals_its_definition():
     bootstrap = 0.9 * (following + 10 * following / 2) * batch.continues
     expected = (2 * r - 1 + bootstrap - (s + 10 * a)).abs()
     agent: Any = Rule()
-    torch.testing.assert_close(td_errors(batch, store, agent), expected)
+    torch.testing.assert_close(td_errors(agent, batch, store), expected)
 
 
 def test_unknown_returns_are_no_scores():

@@ -57,11 +57,11 @@ def test_targets_are_of_random_pairs_and_the_actor_ascends_the_mean():
 
 
 def test_blocks_of_updates_on_whole_batches():
-    pretrain, finetune = learner().phases(Budget(pretrain_updates=10, online_steps=3000))
+    pretrain, finetune = learner().phases(Budget(pretrain_updates=10, online_steps=3000, updates_per_step=10))
     assert pretrain.updates == 10 and finetune.cadence == per_block(1000, 10_000)
     assert finetune.shares.whole_batches and finetune.shares.offline == finetune.shares.online == 0.5
-    short = learner(block_steps=50, block_updates=7).phases(Budget(pretrain_updates=0, online_steps=100))
-    assert short[0].cadence == per_block(50, 7)
+    short = learner(block_steps=50).phases(Budget(pretrain_updates=0, online_steps=100))
+    assert short[0].cadence == per_block(50, 50)
 
 
 def test_the_policys_spread_is_clamped():

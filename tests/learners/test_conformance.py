@@ -38,7 +38,14 @@ def make_replay() -> Replay:
     for pool in (replay.offline, replay.online):
         terminations = (normal(200) > 1).float()
         pool.append(
-            Transitions.create(3 + 2 * normal(200, 5), normal(200, 2).tanh(), normal(200), normal(200, 5), terminations)
+            Transitions.create(
+                3 + 2 * normal(200, 5),
+                normal(200, 2).tanh(),
+                normal(200),
+                normal(200, 5),
+                terminations,
+                returns=normal(200),
+            )
         )
     return replay
 

@@ -19,8 +19,8 @@ TINY = CFDG.Config(updates=20, batch_size=32, width=16, depth=1, embedding_dim=8
 @pytest.fixture(scope="module")
 def generator(tmp_path_factory, pendulum_table) -> str:
     """A generator that has been trained a little on Pendulum, saved."""
+    from o2o_diffusion.agents import NoAgent
     from o2o_diffusion.generation.data import make_replay
-    from o2o_diffusion.protocols import NoAgent
 
     dataset = load_dataset(pendulum_table)
     replay, agent = make_replay(dataset), NoAgent()

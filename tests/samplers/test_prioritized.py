@@ -4,8 +4,9 @@ import pytest
 import torch
 from test_mixture import SPEC, replay, rows
 
+from o2o_diffusion.agents import NoAgent, td_errors
 from o2o_diffusion.errors import InputError
-from o2o_diffusion.protocols import NoAgent, Shares
+from o2o_diffusion.protocols import Shares
 from o2o_diffusion.samplers.prioritized import Prioritized
 from o2o_diffusion.types import RewardTransform, Source
 
@@ -95,7 +96,7 @@ def test_errors_are_on_the_learners_scale_of_rewards():
     store.transform = RewardTransform(scale=10.0, bias=-1.0)
     b = store.offline.all()
     expected = (10 * b.rewards - 1 + 0.99 * b.continues * b.next_observations[:, 0] - b.observations[:, 0]).abs()
-    torch.testing.assert_close(prioritized().td_errors(store, Critic(), b), expected)
+    torch.testing.assert_close(td_errors(Critic(), b, store), expected)
 
 
 def test_rows_never_drawn_count_as_the_largest_error_seen():
