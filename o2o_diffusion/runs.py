@@ -228,6 +228,7 @@ class Run:
             "refused_refreshes": loop.refused,
             "generated_rows": loop.generated_rows,
             "seed": self.config.seed,
+            "dataset_return": self.task.dataset.mean_return,
             "seconds": {**loop.seconds, "total": sum(loop.seconds.values())},
         }
         summary = summarize(loop.evaluations, run)

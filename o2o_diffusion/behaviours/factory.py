@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from o2o_diffusion.behaviours.balance import Balance
 from o2o_diffusion.behaviours.policy import SavedPolicy, packaged_policy
 from o2o_diffusion.behaviours.waypoints import Waypoints
 from o2o_diffusion.errors import InputError
@@ -29,7 +30,7 @@ class Random:
 
 
 def make_behaviour(name: str, environment: gym.Env, *, stochastic: bool, random: np.random.Generator) -> Behaviour:
-    """The behaviour `name` ("random", "waypoints" or a packaged policy) for `environment`, with its own spaces.
+    """The behaviour `name` ("random", "waypoints", "balance" or a packaged policy) for `environment`, with its own spaces.
 
     `stochastic` lets a policy sample its actions. Raises InputError where the name is unknown or does not fit.
     """
@@ -37,6 +38,8 @@ def make_behaviour(name: str, environment: gym.Env, *, stochastic: bool, random:
         return Random(environment, random)
     if name == "waypoints":
         return Waypoints(environment)
+    if name == "balance":
+        return Balance(environment)
     policy = SavedPolicy.load(packaged_policy(name), random if stochastic else None)
     shapes = environment.observation_space.shape, environment.action_space.shape
     if shapes != ((policy.observation_dim,), (policy.action_dim,)):

@@ -48,6 +48,11 @@ class Dataset:
         """Transitions of all episodes."""
         return sum(len(episode) for episode in self.episodes)
 
+    @property
+    def mean_return(self) -> float | None:
+        """Mean raw return of the episodes; None where there are none."""
+        return float(np.mean([episode.rewards.sum() for episode in self.episodes])) if self.episodes else None
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the episodes' arrays, by which a resumed run knows its data."""

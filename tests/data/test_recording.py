@@ -46,6 +46,16 @@ def test_the_same_seed_records_the_same_data():
     assert first == same != other
 
 
+def test_balance_keeps_the_pole_up():
+    record(
+        Recording("o2o/balance-v0", "InvertedPendulum-v5", num_steps=1_000, stages=[Stage("balance")]), progress=False
+    )
+    (episode,) = load_dataset("o2o/balance-v0").episodes
+    assert len(episode) == 1_000 and not episode.terminated and np.abs(episode.actions).max() <= 1
+    with pytest.raises(InputError, match="'balance' drives InvertedPendulum only, not Pendulum-v1"):
+        record(Recording("o2o/other-v0", "Pendulum-v1", stages=[Stage("balance")]), progress=False)
+
+
 def test_waypoints_reach_the_goal():
     recording = Recording(
         "o2o/maze-v0", "PointMaze_Medium-v3", MAZE, num_steps=2_000, stages=[Stage("waypoints", noise=0.5)]
