@@ -61,19 +61,19 @@ class Mixture(Stateful):
 
     def sample(self, replay: Replay, batch_size: int) -> Transitions:
         """[batch_size] rows with raw rewards; the same on every process."""
-        pools = self.draw_pools(replay, batch_size)
+        pools, generator = self.draw_pools(replay, batch_size), self.noise.generator
         sizes = torch.tensor([len(replay.pools[source]) for source in Source])
-        rows = (torch.rand(batch_size, generator=self.noise.generator, dtype=torch.float64) * sizes[pools]).long()
+        rows = (torch.rand(batch_size, generator=generator, dtype=torch.float64) * sizes[pools]).long()
+        order = torch.randperm(batch_size, generator=generator)
         device = replay.memory["rewards"].device
-        return replay.gather(rows.to(device), pools.to(device))
+        return replay.gather(rows[order].to(device), pools[order].to(device))
 
     def draw_pools(self, replay: Replay, batch_size: int) -> Tensor:
-        """[batch_size] pools, each to its share, shuffled; or one for all."""
-        shares, generator = self.effective(replay), self.noise.generator
+        """[batch_size] pools, each to its share, one after the other; or one for all."""
+        shares = self.effective(replay)
         if self.shares.whole_batches:
-            return torch.multinomial(shares, 1, generator=generator).expand(batch_size)
-        pools = torch.repeat_interleave(torch.arange(len(Source)), torch.tensor(self._counts(shares, batch_size)))
-        return pools[torch.randperm(batch_size, generator=generator)]
+            return torch.multinomial(shares, 1, generator=self.noise.generator).expand(batch_size)
+        return torch.repeat_interleave(torch.arange(len(Source)), torch.tensor(self._counts(shares, batch_size)))
 
     def effective(self, replay: Replay) -> Tensor:
         """[4] shares after settings, ramp and empty pools, summing to 1; ValueError when every pool is empty."""

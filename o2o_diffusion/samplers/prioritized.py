@@ -57,7 +57,8 @@ class Prioritized(Mixture):
         if self.draws % self.config.refresh_interval == 0 or appeared:
             self.refresh(sizes)
         self.draws += 1
-        rows, pools, probabilities = self.draw(replay, self.draw_pools(replay, batch_size))
+        order = torch.randperm(batch_size, generator=self.noise.generator)
+        rows, pools, probabilities = self.draw(replay, self.draw_pools(replay, batch_size)[order])
         counts = torch.tensor(self.sizes, device=rows.device)[pools]
         weights = (counts * probabilities) ** -self.config.beta
         self.tensors["drawn"] = torch.stack([rows, pools])
