@@ -59,27 +59,35 @@ def tiny_run(pendulum_table):
     ]
 
 
-@pytest.fixture(scope="session")
-def tiny_generator():
-    """Overrides that make a named generator's refreshes short: after 30 and 60 online steps, each one accepted."""
+def known_overrides(group: str, name: str, values: dict) -> list[str]:
+    """The named component, with those of `values` that it has as settings."""
     from dataclasses import fields
 
     from omegaconf import OmegaConf
 
     from o2o_diffusion.config import CONFIGS, locate
 
+    target = locate(str(OmegaConf.load(CONFIGS / group / f"{name}.yaml").target))
+    known = {field.name for field in fields(target.Config)}
+    return [f"{group}={name}", *(f"{group}.{key}={value}" for key, value in values.items() if key in known)]
+
+
+@pytest.fixture(scope="session")
+def tiny_generator():
+    """Overrides that make a named generator's refreshes short: after 30 and 60 online steps, each one accepted."""
     tiny = {
         "width": 16, "depth": 1, "batch_size": 32, "updates": 20, "refresh_updates": 10, "energy_updates": 5,
         "curiosity_updates": 5, "pool_size": 40, "first_refresh": 30, "refresh_interval": 30, "num_samples": 50,
         "solver": "dpm", "num_steps": 4, "max_auc": 1,
     }  # fmt: skip
+    return lambda name: known_overrides("generator", name, tiny)
 
-    def overrides(name: str) -> list[str]:
-        target = locate(str(OmegaConf.load(CONFIGS / "generator" / f"{name}.yaml").target))
-        known = {field.name for field in fields(target.Config)}
-        return [f"generator={name}", *(f"generator.{key}={tiny[key]}" for key in tiny if key in known)]
 
-    return overrides
+@pytest.fixture(scope="session")
+def tiny_learner():
+    """Overrides that make a named learner update within a tiny run: short blocks, episodes and warm-up."""
+    tiny = {"block_steps": 20, "warmup_steps": 20}
+    return lambda name: [*known_overrides("learner", name, tiny), "task.max_episode_steps=20"]
 
 
 @pytest.fixture

@@ -106,10 +106,18 @@ def test_a_refresh_that_a_classifier_tells_from_real_rows_is_not_used(tmp_path, 
     assert [line["rows"] for line in lines if line["kind"] == "refresh"] == [0, 0]
 
 
-@pytest.mark.parametrize("learner", available("learner"))
-@pytest.mark.parametrize("generator", [name for name in available("generator") if name != "cfdg-paper"])
-def test_every_learner_runs_with_every_generator(tmp_path, tiny_run, tiny_generator, learner, generator):
-    run = Run(settings(tmp_path, *tiny_run, *tiny_generator(generator), f"learner={learner}"))
+GENERATORS = [name for name in available("generator") if name != "cfdg-paper"]
+ONE_BY_ONE = [(learner, "cfdg") for learner in available("learner")] + [("iql", name) for name in GENERATORS]
+ALL = [
+    pytest.param(learner, name, marks=[] if (learner, name) in ONE_BY_ONE else pytest.mark.slow)
+    for learner in available("learner")
+    for name in GENERATORS
+]
+
+
+@pytest.mark.parametrize(("learner", "generator"), ALL)
+def test_every_learner_runs_with_every_generator(tmp_path, tiny_run, tiny_generator, tiny_learner, learner, generator):
+    run = Run(settings(tmp_path, *tiny_run, *tiny_generator(generator), *tiny_learner(learner)))
     assert run.execute() == 0
     summary = json.loads((run.folder / "summary.json").read_text())
     assert summary["env_steps"] == 80 and summary["refreshes"] == (0 if generator == "none" else 2)
