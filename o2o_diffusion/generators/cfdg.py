@@ -25,8 +25,8 @@ class CFDG(DiffusionGenerator):
     """SynthER's transition model with labels and guidance.
 
     The paper does not state label dropout, guidance scale, whether terminations are modelled, what a refresh starts
-    from, or the rows drawn per refresh at small budgets: those defaults are ours. Scale and solver steps are the best
-    and the cheapest of those measured (docs/generators.md).
+    from, or the rows drawn per refresh at small budgets: those defaults are ours. The scale is
+    the best of those measured (docs/generators.md).
     """
 
     @dataclass(frozen=True)
@@ -38,7 +38,6 @@ class CFDG(DiffusionGenerator):
         training_share: Annotated[float, "share of online rows in a training batch"] = 0.5
         label_dropout: Annotated[float, "share of training rows without their label"] = 0.25
         guidance: Annotated[float, "w of (1 + w) D(x, label) - w D(x, none)"] = 0.5
-        num_steps: Annotated[int, "solver steps"] = 32
         guidance_ramp: Annotated[int, "online rows at which guidance reaches its full scale; 0: at once"] = 10_000
 
     config: Config
