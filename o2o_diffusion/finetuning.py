@@ -28,6 +28,9 @@ from o2o_diffusion.quality.gate import worst_auc
 from o2o_diffusion.types import Episode, Metrics, Source, Transitions
 
 
+GENERATED = (Source.GENERATED_OFFLINE, Source.GENERATED_ONLINE)
+
+
 class Finetuning(Stateful):
     """One run: a learner's phases on a replay, with a generator and a sampler.
 
@@ -150,8 +153,10 @@ class Finetuning(Stateful):
         self.learner.begin_phase(phase, self.replay)
 
     def announce_shares(self, phase: Phase) -> None:
-        """The learner declares the real shares, the generator its own; the sampler's settings win over both."""
-        self.sampler.begin_phase(phase.shares.with_generated(self.generator.generated))
+        """The learner declares the real shares, the generator, once it has rows, its own; the sampler's settings win."""
+        has_rows = any(len(self.replay.pools[source]) for source in GENERATED)
+        shares = phase.shares.with_generated(self.generator.generated) if has_rows else phase.shares
+        self.sampler.begin_phase(shares)
 
     def update(self, phase: Phase) -> None:
         """One update of the learner on one batch; the run's reward transform is applied here."""
@@ -236,6 +241,7 @@ class Finetuning(Stateful):
             )
             batches = {}
         self.replay.replace_generated(batches)
+        self.announce_shares(self.phases[self.phase])
         rows = sum(len(batch) for batch in batches.values())
         self.generated_rows += rows
         self.log("refresh", {**metrics, "rows": rows, "asked_rows": self.generator.num_samples, "auc": auc})

@@ -66,7 +66,8 @@ class GeneratedShare:
 class Shares:
     """How a batch is composed: non-negative shares of the four pools, summing to 1.
 
-    With `whole_batches`, a batch comes from one pool, drawn with these probabilities.
+    With `whole_batches`, a batch comes from one pool, drawn with these probabilities. With `offline_fills`, offline rows
+    stand in for online ones while there are few of those, even where they have no share in the end.
     """
 
     offline: float = 0.0
@@ -74,6 +75,7 @@ class Shares:
     generated_offline: float = 0.0
     generated_online: float = 0.0
     whole_batches: bool = False
+    offline_fills: bool = False
 
     def with_generated(self, generated: GeneratedShare) -> Shares:
         """These real shares with room made for generated rows: (1 - r) real, r generated, split by label."""
@@ -86,6 +88,7 @@ class Shares:
             online=(1 - share) * real.online,
             generated_offline=share * (1 - generated.online),
             generated_online=share * generated.online,
+            offline_fills=self.offline > 0,
         )
 
     def of(self, source: Source) -> float:

@@ -95,6 +95,18 @@ def test_generated_rows_enter_and_the_environment_sees_only_its_own_observations
     assert len(run.loop.replay.online) == 80 and len(run.loop.replay.offline) == 400
 
 
+@pytest.mark.parametrize(("max_auc", "after_refresh"), [(1, 0.0), (0.1, 0.5)])
+def test_offline_rows_are_replaced_once_there_are_generated_ones(
+    tmp_path, tiny_run, tiny_generator, max_auc, after_refresh
+):
+    own = [*tiny_generator("edis"), f"generator.max_auc={max_auc}", "sampler.ramp=0", "online_steps=40"]
+    run = Run(settings(tmp_path, *tiny_run, *own))
+    asked, begin_phase = [], run.loop.sampler.begin_phase
+    run.loop.sampler.begin_phase = lambda shares: asked.append(shares.offline) or begin_phase(shares)
+    assert run.loop.run() and run.loop.refreshes == 1
+    assert asked == [1.0, 1.0, 0.5, after_refresh]  # pretraining, warm-up, fine-tuning, after the refresh
+
+
 def test_a_refresh_that_a_classifier_tells_from_real_rows_is_not_used(tmp_path, tiny_run, tiny_cfdg, capsys):
     run = Run(settings(tmp_path, *tiny_run, *tiny_cfdg, "generator.max_auc=0.1"))
     assert run.execute() == 0

@@ -79,7 +79,7 @@ class Mixture(Stateful):
         """[4] shares after settings, ramp and empty pools, summing to 1; ValueError when every pool is empty."""
         shares = torch.tensor([self.shares.of(source) for source in Source], dtype=torch.float64)
         fullness = min(1.0, len(replay.online) / self.config.ramp) if self.config.ramp else 1.0
-        if shares[Source.OFFLINE] > 0:
+        if shares[Source.OFFLINE] > 0 or self.shares.offline_fills:
             for source in (Source.ONLINE, Source.GENERATED_ONLINE):
                 shares[Source.OFFLINE] += shares[source] * (1 - fullness)
                 shares[source] *= fullness

@@ -46,6 +46,9 @@ def test_the_papers_shares():
 def test_a_generator_that_replaces_offline_rows():
     shares = Shares(offline=0.5, online=0.5).with_generated(GeneratedShare(0.2, 1.0, replaces_offline=True))
     assert (shares.offline, shares.online, shares.generated_online) == (0.0, 0.8, 0.2)
+    full = replay(offline=10, online=25, generated_online=10)
+    assert draw(mixture(shares, ramp=0), full) == [0, 192, 0, 48]
+    assert draw(mixture(shares, ramp=100), full) == [180, 48, 0, 12]  # few online rows: offline ones fill the batch
 
 
 def test_an_empty_pool_gives_its_share_to_the_others():
