@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
-
 from o2o_diffusion.checkpoint import save_checkpoint
 from o2o_diffusion.data.replay import Replay
-from o2o_diffusion.distributed import agree, broadcast, num_processes, rank, shard
+from o2o_diffusion.distributed import agree, num_processes, rank, shard
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.evaluation import Evaluator
 from o2o_diffusion.interaction import Interaction
@@ -24,9 +22,8 @@ from o2o_diffusion.logger import Logger
 from o2o_diffusion.optimization import Stateful
 from o2o_diffusion.probe import Probe
 from o2o_diffusion.protocols import Budget, Generator, Learner, Phase, Sampler
-from o2o_diffusion.quality.gate import worst_auc
-from o2o_diffusion.types import Episode, Metrics, Source, Transitions
-
+from o2o_diffusion.refreshing import Refresher
+from o2o_diffusion.types import Episode, Metrics, Source
 
 GENERATED = (Source.GENERATED_OFFLINE, Source.GENERATED_ONLINE)
 
@@ -74,7 +71,6 @@ class Finetuning(Stateful):
 
     counters = (
         "phase", "owed", "phase_steps", "updates", "env_steps", "ticks", "seconds", "facts",
-        "refresh_left", "refresh_total", "last_refresh", "refreshes", "refused", "generated_rows",
         "evaluated_at", "evaluations",
     )  # fmt: skip
 
@@ -97,7 +93,7 @@ class Finetuning(Stateful):
     ):
         self.config, self.folder, self.autocast, self.interrupted = config, folder, autocast, interrupted
         self.facts, self.make_learner = facts or {}, make_learner
-        self.learner, self.generator, self.sampler, self.replay = learner, generator, sampler, replay
+        self.learner, self.sampler, self.replay, self.refresher = learner, sampler, replay, Refresher(generator)
         self.interaction, self.evaluator, self.logger = interaction, evaluator, logger
         self.probe = Probe(replay)
         budget = Budget(config.pretrain_updates, config.online_steps, config.warmup_steps, config.updates_per_step)
@@ -106,10 +102,14 @@ class Finetuning(Stateful):
         self.total_steps = sum(phase.env_steps for phase in self.phases)
         self.phase = -1
         self.owed = self.phase_steps = self.updates = self.env_steps = self.ticks = 0
-        self.refresh_left = self.refresh_total = self.refreshes = self.refused = self.generated_rows = 0
-        self.last_refresh, self.evaluated_at = -1, [-1, -1]
+        self.evaluated_at = [-1, -1]
         self.evaluations: list[dict[str, Any]] = []
         self.seconds: dict[str, float] = {}
+
+    @property
+    def generator(self) -> Generator:
+        """What makes the generated rows."""
+        return self.refresher.generator
 
     def run(self) -> bool:
         """Go on to the end; returns False when interrupted. The last state is saved either way."""
@@ -127,7 +127,7 @@ class Finetuning(Stateful):
         """The one thing that is due."""
         phase = self.phases[self.phase] if self.phase >= 0 else Phase("start")
         self.ticks += 1
-        if self.refresh_left > 0:
+        if self.refresher.left > 0:
             self._timed("generator", self.refresh)
         elif self.owed > 0:
             self._timed(phase.name, self.update, phase)
@@ -153,7 +153,7 @@ class Finetuning(Stateful):
         self.learner.begin_phase(phase, self.replay)
 
     def announce_shares(self, phase: Phase) -> None:
-        """The learner declares the real shares, the generator, once it has rows, its own; the sampler's settings win."""
+        """The learner declares the real shares, a generator that has rows its own; the sampler's settings win."""
         has_rows = any(len(self.replay.pools[source]) for source in GENERATED)
         shares = phase.shares.with_generated(self.generator.generated) if has_rows else phase.shares
         self.sampler.begin_phase(shares)
@@ -202,61 +202,35 @@ class Finetuning(Stateful):
         self.log("episode", {"return": float(episode.rewards.sum()), "length": float(len(episode))})
 
     def refresh_due(self, phase: Phase) -> bool:
-        """Whether the generator should be trained on what the replay holds now."""
-        if self.generator.num_samples == 0 or not phase.learns or not self.phase_steps < phase.env_steps:
-            return False
-        waited = self.env_steps - self.last_refresh if self.last_refresh >= 0 else self.generator.refresh_interval
-        return len(self.replay.online) >= self.generator.first_refresh and waited >= self.generator.refresh_interval
+        """While there are steps to learn from, when the generator says so."""
+        return phase.learns and self.phase_steps < phase.env_steps and self.refresher.due(self.replay, self.env_steps)
 
     def begin_refresh(self) -> None:
         """Prepare the generator's updates, which are ticks of their own."""
-        self.generator.begin_refresh(self.replay, self.learner)
-        self.refresh_left = self.refresh_total = self.generator.num_updates
-        self.last_refresh = self.env_steps
-        if self.refresh_left == 0:  # a generator that is only drawn from
+        self.refresher.begin(self.replay, self.learner, self.env_steps)
+        if self.refresher.left == 0:
             self.end_refresh({})
 
     def refresh(self) -> None:
         """One update of the generator."""
+        refresher = self.refresher
         with self.autocast():
-            metrics = self.generator.update(self.replay, self.learner)
-        self.refresh_left -= 1
-        self.logger.progress(
-            f"refresh {self.refreshes + 1}", self.refresh_total - self.refresh_left, self.refresh_total
-        )
-        if self.refresh_left == 0:
+            metrics = refresher.update(self.replay, self.learner)
+        self.logger.progress(f"refresh {refresher.count + 1}", refresher.total - refresher.left, refresher.total)
+        if refresher.left == 0:
             self.end_refresh(metrics)
 
     def end_refresh(self, metrics: Metrics) -> None:
-        """The generator's rows replace the generated pools; rows that a classifier tells from real ones do not."""
-        self.refreshes += 1
-        counts = self.generator.generated.counts(self.generator.num_samples)
-        batches = {source: self.generate(source, count) for source, count in counts.items()}
-        auc = self.check(batches)
-        if auc > self.generator.max_auc:
-            self.refused += 1
-            self.logger.warn(
-                f"refresh {self.refreshes} is not used: a classifier tells its rows from real ones with AUC {auc:.3f}"
-                f" (generator.max_auc {self.generator.max_auc}); going on with real rows"
-            )
-            batches = {}
-        self.replay.replace_generated(batches)
-        self.announce_shares(self.phases[self.phase])
-        rows = sum(len(batch) for batch in batches.values())
-        self.generated_rows += rows
-        self.log("refresh", {**metrics, "rows": rows, "asked_rows": self.generator.num_samples, "auc": auc})
-
-    def check(self, batches: Mapping[Source, Transitions]) -> float:
-        """The main process's two-sample AUC of new rows, on every process; 0.5 where the generator asks for none."""
-        if self.generator.max_auc >= 1:
-            return 0.5
-        auc = worst_auc(batches, self.replay) if rank() == 0 else 0.5
-        return float(broadcast(torch.tensor(auc, device=self.replay.memory["rewards"].device)))
-
-    def generate(self, source: Source, count: int) -> Transitions:
-        """`count` new rows of one label."""
+        """Generated rows give way to new ones, and get their share of batches."""
         with self.autocast():
-            return self.generator.sample(count, source=source, replay=self.replay, agent=self.learner)
+            found = self.refresher.finish(self.replay, self.learner)
+        if found["auc"] > self.generator.max_auc:
+            self.logger.warn(
+                f"refresh {self.refresher.count} is not used: a classifier tells its rows from real ones with AUC"
+                f" {found['auc']:.3f} (generator.max_auc {self.generator.max_auc}); going on with real rows"
+            )
+        self.announce_shares(self.phases[self.phase])
+        self.log("refresh", {**metrics, **found})
 
     def evaluation_due(self, phase: Phase) -> bool:
         """At the switch, every `eval_interval` environment steps, and at the end."""

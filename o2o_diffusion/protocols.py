@@ -66,8 +66,8 @@ class GeneratedShare:
 class Shares:
     """How a batch is composed: non-negative shares of the four pools, summing to 1.
 
-    With `whole_batches`, a batch comes from one pool, drawn with these probabilities. With `offline_fills`, offline rows
-    stand in for online ones while there are few of those, even where they have no share in the end.
+    With `whole_batches`, a batch comes from one pool, drawn with these probabilities. With `offline_fills`, offline
+    rows stand in for online ones while there are few of those, even where they have no share in the end.
     """
 
     offline: float = 0.0

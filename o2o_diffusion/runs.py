@@ -224,9 +224,9 @@ class Run:
         run = {
             "env_steps": loop.env_steps,
             "updates": loop.updates,
-            "refreshes": loop.refreshes,
-            "refused_refreshes": loop.refused,
-            "generated_rows": loop.generated_rows,
+            "refreshes": loop.refresher.count,
+            "refused_refreshes": loop.refresher.refused,
+            "generated_rows": loop.refresher.rows,
             "seed": self.config.seed,
             "dataset_return": self.task.dataset.mean_return,
             "seconds": {**loop.seconds, "total": sum(loop.seconds.values())},
@@ -239,7 +239,7 @@ class Run:
         paths = {"settings": folder / SETTINGS, "metrics": folder / "metrics.jsonl", "summary": folder / SUMMARY}
         paths |= {"learning curve": folder / "curve.png", "checkpoint": folder / "checkpoints"}
         generator: Any = loop.generator
-        if loop.refreshes and hasattr(generator, "save_pretrained"):
+        if loop.refresher.count and hasattr(generator, "save_pretrained"):
             generator.facts = self.task.dataset.facts | {"environment": asdict(self.task.environment)}
             generator.save_pretrained(folder / "generator")
             paths["generator"] = folder / "generator"

@@ -66,7 +66,7 @@ def test_the_stops_above_lie_where_they_say(tmp_path, tiny_run, tiny_cfdg):
     while run.loop.phase < len(run.loop.phases):
         run.loop.tick()
         phase = run.loop.phases[run.loop.phase].name if run.loop.phase < len(run.loop.phases) else "end"
-        seen[run.loop.ticks] = "refresh" if run.loop.refresh_left else phase
+        seen[run.loop.ticks] = "refresh" if run.loop.refresher.left else phase
     assert [seen[tick] for tick in (20, 55)] == ["pretrain", "warmup"]
     assert "refresh" in (seen[95], seen[130], seen[190], seen[70]) and "finetune" in (seen[70], seen[95], seen[190])
 
@@ -91,7 +91,7 @@ def test_generated_rows_enter_and_the_environment_sees_only_its_own_observations
     run.loop.learner.act = watched
     assert run.loop.run()
     assert len(answered) == 80 and all(answered)
-    assert run.loop.refreshes == 2 and len(run.loop.replay.pools[Source.GENERATED_ONLINE]) == 40
+    assert run.loop.refresher.count == 2 and len(run.loop.replay.pools[Source.GENERATED_ONLINE]) == 40
     assert len(run.loop.replay.online) == 80 and len(run.loop.replay.offline) == 400
 
 
@@ -103,7 +103,7 @@ def test_offline_rows_are_replaced_once_there_are_generated_ones(
     run = Run(settings(tmp_path, *tiny_run, *own))
     asked, begin_phase = [], run.loop.sampler.begin_phase
     run.loop.sampler.begin_phase = lambda shares: asked.append(shares.offline) or begin_phase(shares)
-    assert run.loop.run() and run.loop.refreshes == 1
+    assert run.loop.run() and run.loop.refresher.count == 1
     assert asked == [1.0, 1.0, 0.5, after_refresh]  # pretraining, warm-up, fine-tuning, after the refresh
 
 

@@ -11,7 +11,7 @@ LEVELS = [
     {"data", "networks", "diffusion", "behaviours", "envs"},
     {"protocols", "agents"},
     {"generators", "samplers", "learners"},
-    {"interaction", "evaluation", "logger", "checkpoint", "quality", "report", "tasks", "probe"},
+    {"interaction", "evaluation", "logger", "checkpoint", "quality", "report", "tasks", "probe", "refreshing"},
     {"finetuning", "runs", "generation", "estimate", "folders", "interruption", "integrations", "augmentation"},
     {"scripts"},  # in an installed package
 ]

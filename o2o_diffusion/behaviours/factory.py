@@ -30,7 +30,7 @@ class Random:
 
 
 def make_behaviour(name: str, environment: gym.Env, *, stochastic: bool, random: np.random.Generator) -> Behaviour:
-    """The behaviour `name` ("random", "waypoints", "balance" or a packaged policy) for `environment`, with its own spaces.
+    """The behaviour `name` ("random", "waypoints", "balance" or a packaged policy) for `environment` with its spaces.
 
     `stochastic` lets a policy sample its actions. Raises InputError where the name is unknown or does not fit.
     """
