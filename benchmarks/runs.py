@@ -31,7 +31,7 @@ COLUMNS = {
 }
 
 
-def run(folder: Path, overrides: list[str]) -> None:
+def run(folder: Path, overrides: list[str], script: str = "finetune.py") -> None:
     """One run, unless it is finished; what it prints goes to a log beside it."""
     if (folder / "summary.json").exists():
         return
@@ -39,7 +39,7 @@ def run(folder: Path, overrides: list[str]) -> None:
     if folder.exists() and not begun:
         shutil.rmtree(folder)
     resume = [f"--resume={folder}"] if begun else [*overrides, f"output={folder}"]
-    command = [sys.executable, str(ROOT / "scripts" / "finetune.py"), *resume]
+    command = [sys.executable, str(ROOT / "scripts" / script), *resume]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".log").open("a") as log:
         code = subprocess.run(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode

@@ -1,3 +1,4 @@
+import re
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -7,6 +8,7 @@ from o2o_diffusion.config import CONFIGS, available, command_line, compose, desc
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.finetuning import Finetuning
 from o2o_diffusion.runs import GROUPS
+from o2o_diffusion.types import TransitionSpec
 
 ALL = [(group, name) for group in GROUPS for name in available(group)]
 
@@ -22,8 +24,13 @@ def test_every_shipped_file_composes_and_every_setting_is_explained(group, name)
 
 
 @pytest.mark.parametrize("name", available("experiment"))
-def test_every_experiment_composes(name):
-    assert finetune(f"experiment={name}").components.keys() == set(GROUPS)
+def test_every_experiment_builds_its_components_and_names_its_source(name):
+    components = finetune(f"experiment={name}").components
+    for group in ("generator", "sampler", "learner"):
+        components[group].build(TransitionSpec(3, 2), seed=0, device="cpu")
+    source, settings = (CONFIGS / "experiment" / f"{name}.yaml").read_text().split("pretrain_updates", 1)
+    assert re.search(r"arXiv \d{4}\.\d{5}|CORL", source)
+    assert f"name: {name.partition('-')[2]}\n" in settings
 
 
 def test_an_experiment_names_components_with_differences_that_go_with_the_name(tmp_path):

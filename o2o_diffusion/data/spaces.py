@@ -13,31 +13,31 @@ from o2o_diffusion.errors import InputError
 if TYPE_CHECKING:
     import gymnasium as gym
 
-Observations = np.ndarray | Mapping[str, np.ndarray]
-"""[..., observation_dim], or a goal environment's fields of such vectors."""
+Observations = np.ndarray | Mapping[str, Any]
+"""[..., observation_dim], or a goal environment's fields: such vectors, or fields of their own (FrankaKitchen)."""
 
 
 def choose_keys(episodes: Iterable[Observations]) -> tuple[str, ...]:
     """The fields to flatten, sorted by name; none where observations are plain vectors.
 
-    `achieved_goal` is left out when its values repeat inside `observation` in every episode (PointMaze, 6-d), and
-    kept where they do not (AntMaze-v4, 31-d, whose `observation` has no position). Fields of an episode: [T+1, .].
+    A field inside a field is called "outer.inner". `achieved_goal` is left out when its values repeat inside
+    `observation` in every episode (PointMaze, 6-d), and kept where they do not (AntMaze-v4, 31-d, whose `observation`
+    has no position). Fields of an episode: [T+1, .].
     """
     keys: tuple[str, ...] = ()
-    offsets: set[int] | None = None  # columns of `observation` where `achieved_goal` has begun in every episode so far
+    offsets: dict[str, set[int]] = {}  # columns of `observation` where a goal has begun in every episode so far
     for episode in episodes:
         if not isinstance(episode, Mapping):
             return ()
-        keys = tuple(sorted(episode))
-        if "achieved_goal" not in episode or "observation" not in episode:
-            return keys
-        goal, observation = episode["achieved_goal"], episode["observation"]
-        if offsets is None:
-            offsets = set(range(observation.shape[-1] - goal.shape[-1] + 1))
-        offsets = {k for k in offsets if np.array_equal(observation[:, k : k + goal.shape[-1]], goal)}
-        if not offsets:
-            return keys
-    return tuple(key for key in keys if key != "achieved_goal")
+        parts = _fields(episode)
+        keys = tuple(sorted(parts))
+        observation = parts.get("observation", np.empty(0))
+        for key in keys:
+            if key.partition(".")[0] == "achieved_goal":
+                width = parts[key].shape[-1]
+                begun = offsets.get(key, set(range(observation.shape[-1] - width + 1)))
+                offsets[key] = {k for k in begun if np.array_equal(observation[:, k : k + width], parts[key])}
+    return tuple(key for key in keys if not offsets.get(key))
 
 
 def flatten(observations: Observations, keys: tuple[str, ...]) -> np.ndarray:
@@ -45,14 +45,15 @@ def flatten(observations: Observations, keys: tuple[str, ...]) -> np.ndarray:
     with np.errstate(over="ignore"):  # too large for float32 becomes inf, which the validation reports
         if not isinstance(observations, Mapping):
             return np.asarray(observations, dtype=np.float32)
-        return np.concatenate([observations[key] for key in keys], axis=-1, dtype=np.float32, casting="unsafe")
+        parts = _fields(observations)
+        return np.concatenate([parts[key] for key in keys], axis=-1, dtype=np.float32, casting="unsafe")
 
 
 def observation_dim(space: gym.Space, keys: tuple[str, ...], where: str) -> int:
     """Length of the vectors that `flatten` makes of `space`; raises InputError where it is not made of vectors."""
     from gymnasium import spaces
 
-    parts: dict[str, Any] = dict(space.spaces) if isinstance(space, spaces.Dict) else {"": space}
+    parts: dict[str, Any] = _fields(space) if isinstance(space, spaces.Dict) else {"": space}
     missing = [key for key in keys or ("",) if key not in parts]
     if missing:
         raise InputError(f"{where}: observations have the fields {sorted(parts)}, expected {list(keys)}")
@@ -60,6 +61,14 @@ def observation_dim(space: gym.Space, keys: tuple[str, ...], where: str) -> int:
     if not all(isinstance(part, spaces.Box) and len(part.shape) == 1 for part in chosen):
         raise InputError(f"{where}: observations must be vectors (Box of one axis, or a Dict of them), got {space}")
     return sum(part.shape[0] for part in chosen)
+
+
+def _fields(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The fields of `nested` and of the fields in it."""
+    parts = {}
+    for key, value in nested.items():
+        parts |= _fields(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return parts
 
 
 @dataclass(frozen=True, eq=False)

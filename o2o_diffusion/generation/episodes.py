@@ -47,7 +47,12 @@ class Layout:
 
     @classmethod
     def of(cls, dataset: Dataset, source: MinariDataset) -> Layout:
-        """That of a Minari dataset which was loaded as `dataset`."""
+        """That of a Minari dataset which was loaded as `dataset`; raises InputError where its observations nest."""
+        if any("." in key for key in dataset.observation_keys):
+            raise InputError(
+                f"{dataset.name}: rows of nested observations {list(dataset.observation_keys)} can't be written as a"
+                " Minari dataset; write .npz, .hdf5 or .safetensors"
+            )
         recorded = _recorded(source.observation_space, source.action_space, source.spec.env_spec)
         repeats = {}
         if dataset.observation_keys and "achieved_goal" not in dataset.observation_keys:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from functools import partial
 
 import gymnasium as gym
 import h5py
@@ -158,6 +159,22 @@ def test_achieved_goal_stays_unless_the_observation_has_it(tmp_path, table):
     assert load("inside", lambda e: {"achieved_goal": e["observations"][:, 1:]}).observation_keys == ("observation",)
     outside = load("outside", lambda e: {"achieved_goal": e["observations"][:, :2] + 1})
     assert outside.observation_keys == ("achieved_goal", "observation") and outside.spec.observation_dim == 5
+
+
+def test_nested_fields_are_flattened_in_the_order_of_their_names(tmp_path, table):
+    box = partial(gym.spaces.Box, -np.inf, np.inf)
+    goals = gym.spaces.Dict({"kettle": box((1,)), "light": box((2,))})
+    space = gym.spaces.Dict({"observation": box((3,)), "achieved_goal": goals})
+
+    def nested(observations):
+        own = {"kettle": observations[:, 2:], "light": observations[:, :2] + 1}  # one repeats the observation
+        return {"observation": observations, "achieved_goal": own}
+
+    episodes = [episode | {"observations": nested(episode["observations"])} for episode in episodes_of(table)]
+    dataset = load_dataset(str(write_minari(tmp_path / "nested", episodes, observation_space=space)))
+    assert dataset.observation_keys == ("achieved_goal.light", "observation") and dataset.spec.observation_dim == 5
+    row = dataset.episodes[0].observations[0]
+    assert np.allclose(row, np.concatenate([row[2:4] + 1, row[2:]]))
 
 
 def test_an_unknown_id_is_one_line_with_the_nearest_local_one(store, table, monkeypatch):
