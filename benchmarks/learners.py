@@ -1,10 +1,11 @@
-"""Updates per second of each learner against a plain IQL, on one core.
+"""Updates per second of every learner's YAML file, as it pretrains, against a plain IQL, on one core.
 
-    python benchmarks/learners.py [--rounds 9] [--updates 50] [--output learners.json]
+    python benchmarks/learners.py [--rounds 9] [--seconds 0.3] [--output learners.json]
 
 The reference is written as public PyTorch code usually is: one module per critic, default Adam, target averaging by a
 loop, losses logged with `.item()`. Rounds are interleaved, so that whatever else the machine does slows all alike;
-medians are reported. Batch 256, two hidden layers of 256, 17 observations, 6 actions.
+medians are reported. Batch 256, 17 observations, 6 actions, each learner's own networks; the reference has two hidden
+layers of 256.
 """
 
 import argparse
@@ -19,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from o2o_diffusion.learners.famo2o import FamO2O
-from o2o_diffusion.learners.iql import IQL
-from o2o_diffusion.learners.sac import SAC
+from o2o_diffusion.config import CONFIGS, available, compose
+from o2o_diffusion.finetuning import Finetuning
+from o2o_diffusion.runs import GROUPS
 from o2o_diffusion.types import Transitions, TransitionSpec
 
 SPEC = TransitionSpec(observation_dim=17, action_dim=6)
@@ -80,30 +81,26 @@ def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
 
 def contestants() -> dict[str, tuple[Callable, str]]:
     """Name -> (update, matrix-product precision)."""
-    rlpd = SAC.Config(ensemble_size=10, layer_norm=True, mean_q=True, actor_interval=20)
-    return {
-        "reference IQL": (ReferenceIQL().update, "highest"),
-        "reference IQL, oneDNN": (ReferenceIQL().update, "medium"),
-        "IQL": (IQL(IQL.Config(), SPEC, seed=0).update, "medium"),
-        "FamO2O": (FamO2O(FamO2O.Config(), SPEC, seed=0).update, "medium"),
-        "FamO2O, balance every update": (FamO2O(FamO2O.Config(balance_interval=1), SPEC, seed=0).update, "medium"),
-        "SAC": (SAC(SAC.Config(), SPEC, seed=0).update, "medium"),
-        "RLPD": (SAC(rlpd, SPEC, seed=0).update, "medium"),
-    }
+    runs = {name: (ReferenceIQL().update, p) for name, p in (("reference", "highest"), ("reference, oneDNN", "medium"))}
+    for name in available("learner"):
+        settings = compose(CONFIGS / "finetune.yaml", Finetuning.Config, GROUPS, [f"learner={name}"])
+        runs[name] = (settings.components["learner"].build(SPEC, seed=0, device="cpu").update, "medium")
+    return runs
 
 
-def updates_per_second(update: Callable, precision: str, batch: Transitions, updates: int) -> float:
+def updates_per_second(update: Callable, precision: str, batch: Transitions, seconds: float) -> float:
     torch.set_float32_matmul_precision(precision)
-    start = time.perf_counter()
-    for _ in range(updates):
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
         update(batch)
-    return updates / (time.perf_counter() - start)
+        count += 1
+    return count / (time.perf_counter() - start)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--updates", type=int, default=50, help="updates in a round")
+    parser.add_argument("--seconds", type=float, default=0.3, help="of a learner's turn in a round")
     parser.add_argument("--output", type=Path, default=None, help="JSON file; standard output without it")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -114,9 +111,9 @@ def main() -> None:
     rates: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(arguments.rounds + 1):
         for name, (update, precision) in runs.items():
-            rates[name].append(updates_per_second(update, precision, batch, arguments.updates))
+            rates[name].append(updates_per_second(update, precision, batch, arguments.seconds))
     medians = {name: round(statistics.median(rate[1:]), 1) for name, rate in rates.items()}  # the first round warms up
-    reference = medians["reference IQL"]
+    reference = medians["reference"]
     result = {
         name: {"updates_per_second": round(m, 1), "ratio": round(m / reference, 2)} for name, m in medians.items()
     }

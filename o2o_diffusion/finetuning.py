@@ -233,9 +233,11 @@ class Finetuning(Stateful):
         self.log("refresh", {**metrics, **found})
 
     def evaluation_due(self, phase: Phase) -> bool:
-        """At the switch, every `eval_interval` environment steps, and at the end."""
-        if self.phase < 0 or self.evaluated_at == [self.updates, self.env_steps]:
+        """At the switch, before its phase begins; every `eval_interval` environment steps; and at the end."""
+        if self.evaluated_at == [self.updates, self.env_steps]:
             return False
+        if self.phase < 0:
+            return self.config.pretrained is not None
         if phase.env_steps == 0:
             following = self.phases[self.phase + 1 :]
             return not following or following[0].env_steps > 0

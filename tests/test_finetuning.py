@@ -150,6 +150,17 @@ def test_a_pretrained_learner_is_taken_over(tmp_path, tiny_run):
         Run(settings(tmp_path, *overrides, f"pretrained={first.folder}", "learner.tau=0.1", name="third"))
 
 
+def test_the_score_at_the_switch_is_that_before_the_switch(tmp_path, tiny_run):
+    overrides = [*tiny_run, "generator=none", "learner=pex"]  # whose online policy begins with random weights
+    first = Run(settings(tmp_path, *overrides, "online_steps=0", name="first"))
+    assert first.execute() == 0
+    second = Run(settings(tmp_path, *overrides, f"pretrained={first.folder}"))
+    assert second.loop.run()
+    before, after = first.loop.evaluations[-1], second.loop.evaluations[0]
+    assert (after["env_steps"], after["score"]) == (0, before["score"])
+    assert [e["env_steps"] for e in second.loop.evaluations].count(0) == 1
+
+
 def test_an_output_that_holds_a_run_is_not_written_over(tmp_path, tiny_run):
     run = Run(settings(tmp_path, *tiny_run, "generator=none"))
     run.settings.save(run.folder / "settings.yaml")
