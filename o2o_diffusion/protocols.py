@@ -105,6 +105,11 @@ class Budget:
     warmup_steps: int = 0
     updates_per_step: int = 1
 
+    def blocks(self, steps: int) -> Cadence:
+        """After every `steps` steps of fine-tuning, or after all where there are fewer, the updates owed for them."""
+        steps = max(1, min(steps, self.online_steps - self.warmup_steps))
+        return per_block(steps, steps * self.updates_per_step)
+
 
 @dataclass(frozen=True)
 class Phase:

@@ -8,7 +8,8 @@ from o2o_diffusion.runs import GROUPS, Run
 def pretrain(argv: list[str]) -> int:
     """The offline phases of the main job, and nothing else."""
     flags = {"resume": "continue an interrupted run: its folder, or auto for the newest"}
-    settings, arguments = command_line(__doc__, "pretrain.yaml", Finetuning.Config, GROUPS, argv, flags)
+    offline = [] if any(word.startswith("--resume") for word in argv) else ["online_steps=0"]  # also of an experiment
+    settings, arguments = command_line(__doc__, "pretrain.yaml", Finetuning.Config, GROUPS, [*argv, *offline], flags)
     run = Run.resume(arguments.resume) if settings is None else Run(settings)
     return run.execute()
 

@@ -86,7 +86,7 @@ def tiny_generator():
 @pytest.fixture(scope="session")
 def tiny_learner():
     """Overrides that make a named learner update within a tiny run: short blocks, episodes and warm-up."""
-    tiny = {"block_steps": 20, "warmup_steps": 20}
+    tiny = {"block_steps": 20, "warmup_steps": 20, "random_steps": 20}
     return lambda name: [*known_overrides("learner", name, tiny), "task.max_episode_steps=20"]
 
 

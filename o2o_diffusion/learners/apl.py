@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from o2o_diffusion.learners.cql import CQL
 from o2o_diffusion.networks.actors import TanhGaussianActor
-from o2o_diffusion.protocols import Budget, Cadence, Phase, per_block
+from o2o_diffusion.protocols import Budget, Cadence, Phase
 
 
 class GCQL(CQL):
@@ -17,7 +17,7 @@ class GCQL(CQL):
 
     @dataclass(frozen=True)
     class Config(CQL.Config):
-        """Defaults are those of the authors' code."""
+        """Defaults are those of the authors' code, initial weights apart."""
 
         hidden: Annotated[tuple[int, ...], "widths of the hidden layers of every network"] = (256, 256, 256)
         ensemble_size: Annotated[int, "number of critics"] = 5
@@ -34,7 +34,7 @@ class GCQL(CQL):
 
     def cadence(self, budget: Budget) -> Cadence:
         """Blocks, which owe the budget's updates for each of their steps."""
-        return per_block(self.config.block_steps, self.config.block_steps * budget.updates_per_step)
+        return budget.blocks(self.config.block_steps)
 
     def phases(self, budget: Budget) -> tuple[Phase, ...]:
         """As CQL, with batches drawn whole from one pool."""

@@ -25,7 +25,7 @@ class AWAC(BaseLearner):
 
     @dataclass(frozen=True)
     class Config(BaseLearner.Config):
-        """Defaults are the paper's; AntMaze and Adroit have temperature 0.1."""
+        """Defaults are CORL's; AntMaze and Adroit have temperature 0.1."""
 
         hidden: Annotated[tuple[int, ...], "widths of the hidden layers of every network"] = (256, 256, 256)
         temperature: Annotated[float, "lambda: the advantage that weighs e times as much; more clones"] = 1.0

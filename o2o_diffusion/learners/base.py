@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from o2o_diffusion.data.normalizer import Normalizer
 from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.distributed import Noise
+from o2o_diffusion.errors import InputError
 from o2o_diffusion.networks.actors import Gaussian, TanhGaussian
 from o2o_diffusion.optimization import Stateful
 from o2o_diffusion.protocols import Budget, Phase, Shares, per_step
@@ -77,7 +78,15 @@ class BaseLearner(Stateful, ABC):
         return self.policy(observations).log_prob(actions)
 
     def phases(self, budget: Budget) -> tuple[Phase, ...]:
-        """Pretrain on offline rows, warm up with a frozen policy, fine-tune on both halves; empty phases left out."""
+        """Pretrain on offline rows, warm up with a frozen policy, fine-tune on both halves; empty phases left out.
+
+        Raises InputError where the warm-up leaves no step to learn in.
+        """
+        if 0 < budget.online_steps <= budget.warmup_steps:
+            raise InputError(
+                f"{type(self).__name__} warms up for {budget.warmup_steps:,} environment steps, which leaves none of"
+                f" online_steps={budget.online_steps} to learn in"
+            )
         phases = (
             Phase("pretrain", updates=budget.pretrain_updates, shares=Shares(offline=1.0)),
             Phase("warmup", env_steps=min(budget.warmup_steps, budget.online_steps), learns=False),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.errors import InputError
@@ -57,7 +57,7 @@ class CQL(SAC):
     def build(self) -> None:
         """SAC's networks, and the multiplier of the penalty, which is trained where there is a `gap`."""
         super().build()
-        self.multiplier = Temperature(log=1.0).to(self.device)
+        self.multiplier = self.build_multiplier().to(self.device)
         self.multiplier_optimizer = Optimizer(self.multiplier.parameters(), self.config.learning_rate)
         self.is_online = False
 
@@ -69,6 +69,10 @@ class CQL(SAC):
     def build_critic(self, **options: Any) -> Critic:
         """The ensemble of critics; `options` are its own."""
         return super().build_critic(output_gain=self.config.output_gain, **options)
+
+    def build_multiplier(self) -> nn.Module:
+        """The multiplier of the penalty: learned through its logarithm, which is 1 at first."""
+        return Temperature(log=1.0)
 
     @property
     def conservatism(self) -> float:

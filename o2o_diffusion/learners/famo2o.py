@@ -5,7 +5,7 @@ beta of a state by what the target critics think of the action that comes out. V
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -41,11 +41,9 @@ class Family(BaseLearner):
     balance_optimizer: Optimizer
     is_online: bool
 
-    def build_balance(self) -> None:
-        """The balance policy, over x in (-1, 1)."""
-        self.balance = TanhGaussianActor(
-            self.spec.observation_dim, 1, self.config.hidden, state_dependent_std=False, log_std_range=(-10.0, 2.0)
-        ).to(self.device)
+    def build_balance(self, **options: Any) -> None:
+        """The balance policy, over x in (-1, 1); `options` are its network's."""
+        self.balance = TanhGaussianActor(self.spec.observation_dim, 1, self.config.hidden, **options).to(self.device)
         self.balance_optimizer = Optimizer(self.balance.parameters(), self.config.learning_rate)
         self.is_online = False
 
@@ -82,7 +80,7 @@ class FamO2O(Family, IQL):
     def build(self) -> None:
         """IQL's networks, with a universal policy; a balance policy and its temperature."""
         super().build()
-        self.build_balance()
+        self.build_balance(state_dependent_std=False, log_std_range=(-10.0, 2.0))
         self.temperature = Temperature().to(self.device)
         self.temperature_optimizer = Optimizer(self.temperature.parameters(), self.config.learning_rate)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from o2o_diffusion.learners.cql import CQL
 from o2o_diffusion.learners.famo2o import ENCODING_DIM, Family, encode
 from o2o_diffusion.networks.actors import TanhGaussian, TanhGaussianActor
-from o2o_diffusion.protocols import Budget, Cadence, per_block
+from o2o_diffusion.protocols import Budget, Cadence
 from o2o_diffusion.types import Metrics, Transitions
 
 
@@ -35,9 +35,9 @@ class FamO2OCQL(Family, CQL):
     beta: Tensor
 
     def build(self) -> None:
-        """CQL's networks, with a universal policy; a balance policy."""
+        """CQL's networks, with a universal policy; a balance policy like CQL's."""
         super().build()
-        self.build_balance()
+        self.build_balance(affine_log_std=self.config.affine_log_std, output_gain=self.config.output_gain)
 
     def build_actor(self, **options: Any) -> TanhGaussianActor:
         """The universal policy; `options` are its own."""
@@ -75,4 +75,4 @@ class FamO2OCQL(Family, CQL):
 
     def cadence(self, budget: Budget) -> Cadence:
         """Blocks, which owe the budget's updates for each of their steps."""
-        return per_block(self.config.block_steps, self.config.block_steps * budget.updates_per_step)
+        return budget.blocks(self.config.block_steps)

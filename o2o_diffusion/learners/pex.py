@@ -41,12 +41,13 @@ class PEX(IQL):
 
     The authors begin to update after 5,000 environment steps: the run's `warmup_steps`. Actions are clipped before
     they are valued or regressed on, and evaluation takes the better proposal; in the authors' code actions are not
-    clipped, and evaluation draws in a tenth of the cases (`evaluation_epsilon`).
+    clipped, and evaluation draws in a tenth of the cases (`evaluation_epsilon`). Theirs is an offline policy whose rate
+    falls to 0; here it is constant.
     """
 
     @dataclass(frozen=True)
     class Config(IQL.Config):
-        """Defaults are the authors', except `evaluation_epsilon` (0.1 in their code)."""
+        """Defaults are the authors', except `evaluation_epsilon` (0.1 in their code) and what IQL has of its own."""
 
         kappa: Annotated[float, "sharpness of the choice between the proposals; its scale is that of 1 / Q"] = 10.0
         relative_kappa: Annotated[bool, "divide kappa by the standard deviation of Q over the batch"] = False
@@ -131,7 +132,7 @@ class PEX(IQL):
         return self.target_critic(batch.observations, batch.actions).amin(0)
 
     def update(self, batch: Transitions) -> Metrics:
-        """Offline as IQL; online value, critics, targets, then the policy: the order of the authors' code."""
+        """Offline as IQL; online value, critics with the new value, targets, then the policy, as the authors."""
         if self.config.relative_kappa:
             self.spread.measure(self.values(batch.observations, batch.actions))
         if not self.is_online:

@@ -6,7 +6,7 @@ with layer normalisation too, on half offline, half online rows, RLPD, https://a
 """
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import torch
@@ -43,7 +43,7 @@ class SAC(BaseLearner):
         entropy_backup: Annotated[bool, "count the next action's entropy in the critics' target"] = True
         target_entropy: Annotated[float, "entropy that the temperature aims at, per action dimension"] = -1.0
         pretrain: Annotated[bool, "update on offline rows before going online"] = True
-        random_steps: Annotated[int, "environment steps with uniformly random actions at the start"] = 0
+        random_steps: Annotated[int, "first environment steps, uniformly random and without updates"] = 0
 
     config: Config
     counters = (*BaseLearner.counters, "num_updates", "num_actions")
@@ -147,5 +147,6 @@ class SAC(BaseLearner):
         return 2 * self.acting_noise.uniform(len(observations), self.spec.action_dim) - 1
 
     def phases(self, budget: Budget) -> tuple[Phase, ...]:
-        """As every learner, without pretraining unless the settings ask for it."""
+        """As every learner; nothing is learned in the random steps, nor offline unless the settings ask for it."""
+        budget = replace(budget, warmup_steps=max(budget.warmup_steps, self.config.random_steps))
         return tuple(p for p in super().phases(budget) if self.config.pretrain or p.name != "pretrain")

@@ -16,7 +16,7 @@ from o2o_diffusion.learners.base import BaseLearner
 from o2o_diffusion.networks.actors import Deterministic, DeterministicActor
 from o2o_diffusion.networks.critics import Critic
 from o2o_diffusion.optimization import Optimizer, polyak_update
-from o2o_diffusion.protocols import Budget, Phase, Shares, per_block
+from o2o_diffusion.protocols import Budget, Phase, Shares
 from o2o_diffusion.types import Metrics, Transitions
 
 
@@ -101,7 +101,6 @@ class TD3BC(BaseLearner):
         """As every learner; fine-tuning with the settings' shares, and in blocks where they ask for it."""
         c = self.config
         shares = Shares(offline=1 - c.online_share, online=c.online_share, whole_batches=c.whole_batches)
-        steps = max(c.block_steps, 1)
-        cadence = per_block(steps, steps * budget.updates_per_step)
+        cadence = budget.blocks(c.block_steps)
         phases = super().phases(budget)
         return tuple(replace(p, shares=shares, cadence=cadence) if p.name == "finetune" else p for p in phases)

@@ -1,15 +1,17 @@
 """Warm-start RL: fine-tuning without the offline data (Zhou et al., 2024), https://arxiv.org/abs/2412.07762."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
+
+from torch import nn
 
 from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.learners.cql import CQL
-from o2o_diffusion.networks.actors import TanhGaussianActor
+from o2o_diffusion.networks.actors import Softplus, TanhGaussianActor
 from o2o_diffusion.networks.mlp import RELU_GAIN
-from o2o_diffusion.protocols import Budget, Phase, Shares, per_step
+from o2o_diffusion.protocols import Budget, Phase, Shares
 from o2o_diffusion.types import Metrics, Transitions
 
 
@@ -23,7 +25,7 @@ class WSRL(CQL):
 
     @dataclass(frozen=True)
     class Config(CQL.Config):
-        """Defaults are those of the authors' code; the ensemble serves both phases."""
+        """Defaults are those of the authors' code, initial weights apart; the ensemble serves both phases."""
 
         online_conservatism: Annotated[float | None, "weight of the penalty online; null: as offline"] = 0.0
         ensemble_size: Annotated[int, "number of critics"] = 10
@@ -45,6 +47,10 @@ class WSRL(CQL):
         own = {"layer_norm": self.config.layer_norm, "state_dependent_std": self.config.state_dependent_std}
         return super().build_actor(log_std_range=(math.log(1e-5), math.log(10.0)), **own, **options)
 
+    def build_multiplier(self) -> nn.Module:
+        """The multiplier of the penalty: the softplus of a parameter, 1 at first."""
+        return Softplus(1.0)
+
     def update(self, batch: Transitions) -> Metrics:
         """Offline as CQL; online the critics' steps on equal parts of the batch, then actor and temperature."""
         if not self.is_online:
@@ -61,21 +67,12 @@ class WSRL(CQL):
         self.batch_size = self.config.batch_size * (self.config.critic_steps if self.is_online else 1)
 
     def phases(self, budget: Budget) -> tuple[Phase, ...]:
-        """Pretrain, warm up, fine-tune on online rows; raises InputError when there is no pretraining."""
+        """Pretrain, warm up, fine-tune on online rows; raises InputError where one of them has nothing to do."""
         if not (budget.pretrain_updates and self.config.pretrain):
             raise InputError(
                 "WSRL fine-tunes a pretrained policy: set pretrain_updates above 0 and learner.pretrain=true,"
                 " or start from nothing with --learner rlpd"
             )
-        warmup_steps = min(max(budget.warmup_steps, self.config.warmup_steps), budget.online_steps)
-        phases = (
-            Phase("pretrain", updates=budget.pretrain_updates, shares=Shares(offline=1.0)),
-            Phase("warmup", env_steps=warmup_steps, shares=Shares(online=1.0), learns=False),
-            Phase(
-                "finetune",
-                env_steps=budget.online_steps - warmup_steps,
-                cadence=per_step(budget.updates_per_step),
-                shares=Shares(online=1.0),
-            ),
-        )
-        return tuple(phase for phase in phases if phase.updates or phase.env_steps)
+        warmup_steps = max(budget.warmup_steps, self.config.warmup_steps)
+        phases = super().phases(replace(budget, warmup_steps=warmup_steps))
+        return tuple(replace(p, shares=Shares(online=1.0)) if p.env_steps else p for p in phases)

@@ -17,7 +17,7 @@ from o2o_diffusion.distributed import Noise
 from o2o_diffusion.networks.mlp import MLP, RELU_GAIN
 
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
-MAX_ACTION = 1 - 1e-5  # where atanh is still accurate in float32; dataset actions are clipped to it
+MAX_ACTION = 1 - 1e-5  # where atanh is still accurate in float32; densities of actions beyond it are those at it
 
 
 @dataclass(frozen=True)
@@ -182,3 +182,15 @@ class Temperature(nn.Module):
     def forward(self) -> Tensor:
         """The multiplier, a scalar."""
         return self.log.exp()
+
+
+class Softplus(nn.Module):
+    """A positive multiplier, the softplus of a parameter; it is `value` at first."""
+
+    def __init__(self, value: float):
+        super().__init__()
+        self.parameter = nn.Parameter(torch.tensor(math.log(math.expm1(value))))
+
+    def forward(self) -> Tensor:
+        """The multiplier, a scalar."""
+        return F.softplus(self.parameter)

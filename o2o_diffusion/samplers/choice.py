@@ -26,7 +26,7 @@ class Choice(Mixture):
 
     @dataclass(frozen=True)
     class Config(Mixture.Config):
-        """Defaults are APL's. Ramp and shares that are set only tell how much is generated: the rest is one union."""
+        """Defaults are APL's. Ramp and shares tell how much is generated, and which pools are drawn from."""
 
         probability: Annotated[float | None, "of a batch of recent rows; null: the online share asked for"] = None
         recent: Annotated[int, "newest online rows that are recent"] = 20_000

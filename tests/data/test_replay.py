@@ -52,6 +52,30 @@ def test_a_dataset_enters_with_its_returns_and_an_online_episode_gets_them_when_
     assert store.online.all().returns.tolist() == [1.5, 1.0]
 
 
+def test_a_transition_is_the_same_to_the_learner_whether_it_came_from_the_data_or_from_the_environment():
+    store = replay(offline=2, online=2)
+    store.load([episode(2)])
+    steps = episode(2).transitions()
+    rows = torch.cat([store.online.append(steps[k : k + 1]) for k in range(2)])
+    store.end_episode(episode(2), rows)
+    pools = torch.tensor([Source.OFFLINE, Source.ONLINE])
+    for step in range(2):
+        batch = store.gather(torch.tensor([step, step]), pools)
+        transformed = store.transform(batch.rewards)
+        for name in (
+            "observations",
+            "actions",
+            "next_observations",
+            "returns",
+            "continues",
+            "weights",
+            "regularization",
+        ):
+            offline, online = getattr(batch, name)
+            assert torch.equal(offline, online), name
+        assert transformed[0] == transformed[1]
+
+
 def test_an_episode_longer_than_the_ring_keeps_the_returns_of_its_last_rows():
     store = replay(online=2)
     rows = torch.cat([store.online.append(row(0.0)) for _ in range(3)])

@@ -62,6 +62,8 @@ def test_blocks_of_updates_on_whole_batches():
     assert finetune.shares.whole_batches and finetune.shares.offline == finetune.shares.online == 0.5
     short = learner(block_steps=50).phases(Budget(pretrain_updates=0, online_steps=100))
     assert short[0].cadence == per_block(50, 50)
+    few = learner(block_steps=1000).phases(Budget(pretrain_updates=0, online_steps=100, warmup_steps=20))
+    assert few[-1].cadence == per_block(80, 80)  # one block of all there is, not none
 
 
 def test_the_policys_spread_is_clamped():

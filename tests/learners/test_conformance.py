@@ -53,7 +53,7 @@ def make_replay() -> Replay:
 def train(learner, replay, updates=22, seed=0):
     """`updates` updates in each phase; returns the last metrics."""
     metrics = {}
-    for phase in learner.phases(Budget(pretrain_updates=10, online_steps=10)):
+    for phase in learner.phases(Budget(pretrain_updates=10, online_steps=10_000)):
         sampler = Mixture(Mixture.Config(ramp=0), SPEC, seed=seed)
         learner.begin_phase(phase, replay)
         sampler.begin_phase(phase.shares)

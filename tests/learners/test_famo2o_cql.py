@@ -24,16 +24,22 @@ def test_beta_stays_positive_in_its_range(is_online):
     family = learner()
     family.is_online = is_online
     beta = family.training_beta(batch(5000))
-    assert 0.5 <= beta.min() < 0.55 and 1.45 < beta.max() <= 1.5
+    assert 0.5 <= beta.min() < 0.6 and 1.4 < beta.max() <= 1.5
     chosen = family.scale(family.balance(batch().observations).mode)
     assert chosen.min() > 0.5 and chosen.max() < 1.5
+
+
+def test_the_balance_policy_begins_at_the_middle_of_the_range_in_every_state():
+    family = learner()
+    assert family.balance.log_std is None and family.balance.affine.tolist() == [1.0, -1.0]
+    assert torch.allclose(family.scale(family.balance(batch().observations).mode), torch.tensor(1.0), atol=0.02)
 
 
 def test_uniform_betas_offline_and_the_balance_policys_own_online():
     family = learner()
     assert abs(family.training_beta(batch(5000)).var() - 1 / 12) < 0.01
     family.is_online = True
-    family.balance.log_std.data.fill_(-10.0)
+    family.balance.affine.data = torch.tensor([0.0, -10.0])  # hardly any spread
     chosen = family.scale(family.balance(batch().observations).mode)
     torch.testing.assert_close(family.training_beta(batch()), chosen, atol=1e-3, rtol=0)
 

@@ -1,7 +1,9 @@
+import pytest
 import torch
 from test_iql import batch
 
 from o2o_diffusion.data.replay import Replay
+from o2o_diffusion.errors import InputError
 from o2o_diffusion.learners.sac import SAC
 from o2o_diffusion.protocols import Budget
 from o2o_diffusion.samplers.mixture import Mixture
@@ -76,6 +78,13 @@ def test_uniform_actions_at_the_start_only():
     assert sac.num_actions == 1000
     sac.act(torch.zeros(1, 3))
     assert sac.num_actions == 1000
+
+
+def test_nothing_is_learned_in_the_random_steps_and_some_steps_must_be_left():
+    phases = learner(random_steps=30).phases(Budget(pretrain_updates=0, online_steps=50, warmup_steps=10))
+    assert [(phase.env_steps, phase.learns) for phase in phases] == [(30, False), (20, True)]
+    with pytest.raises(InputError, match="SAC warms up for 50 environment steps, which leaves none of online_steps=50"):
+        learner(random_steps=50).phases(Budget(pretrain_updates=0, online_steps=50))
 
 
 def test_rlpd_draws_half_and_half_without_pretraining():

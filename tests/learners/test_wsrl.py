@@ -120,6 +120,13 @@ def test_policy_and_critics_have_layer_normalisation():
     assert wsrl.policy(torch.randn(4, 3)).base.log_std.shape == (2,)
 
 
+def test_the_penaltys_multiplier_is_a_softplus_that_begins_at_one():
+    wsrl = learner(gap=0.5, conservatism=3.0)
+    assert float(wsrl.multiplier()) == pytest.approx(1.0) and float(wsrl.penalty_weight()) == pytest.approx(3.0)
+    (parameter,) = wsrl.multiplier.parameters()
+    assert torch.equal(torch.nn.functional.softplus(parameter), wsrl.multiplier())
+
+
 def test_a_restored_learner_asks_for_online_batches():
     wsrl, restored = learner(), learner()
     wsrl.begin_phase(wsrl.phases(BUDGET)[-1], make_replay())
