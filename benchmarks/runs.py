@@ -1,6 +1,6 @@
 """Several seeds of one or more settings, side by side, into one JSON file and one table.
 
-    python benchmarks/runs.py default --seeds 5 --vary generator=cfdg generator=none --set online_steps=6000
+    python benchmarks/runs.py short --seeds 5 --vary generator=cfdg generator=none --set online_steps=6000
 
 Runs lie under runs/benchmarks/<name>/ and are skipped when they are finished, so that the command can be repeated after
 an interruption. Each process has one thread; `--jobs` of them run at a time.

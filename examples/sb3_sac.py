@@ -2,7 +2,7 @@
 
 Some 80 seconds of one CPU core:
 
-    python examples/sb3_sac.py
+    pip install '.[sb3]' && python examples/sb3_sac.py
 """
 
 import torch

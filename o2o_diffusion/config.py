@@ -114,7 +114,7 @@ def command_line(
         usage=f"%(prog)s {'[--GROUP NAME ...] ' if groups else ''}[setting=value ...]",
     )
     parser.add_argument("overrides", nargs="*", metavar="setting=value", help="any setting listed below")
-    choices = [group for group in (*groups, "experiment") if available(group)] if groups else []
+    choices = [*groups, "experiment"] if "learner" in groups else list(groups)
     for group in choices:
         parser.add_argument(f"--{group}", metavar="NAME", help=f"one of {', '.join(available(group))}")
     for flag, text in (flags or {}).items():
@@ -162,22 +162,31 @@ def describe(cls: type, prefix: str = "") -> list[tuple[str, Any, str]]:
 def _help(base: str | None, run: type, groups: Sequence[str], argv: Sequence[str]) -> str:
     """Every setting, with the values of the chosen components, which are the base's unless `argv` names others."""
     chosen = _load(CONFIGS / base) if base else OmegaConf.create()
+    for experiment in _named("experiment", argv):
+        chosen = OmegaConf.merge(chosen, _load(_find("experiment", experiment)))
     lines = ["settings (setting=value; default; meaning):"]
-    sections = [("", run, "")]
+    sections, differing = [("", run, "")], {"": chosen}
     for group in groups:
-        named = [name for word, name in pairwise([*argv, ""]) if word == f"--{group}"]
-        named += [word.partition("=")[2] for word in argv if word.startswith(f"{group}=")]
-        name = [str(chosen[group]), *named][-1]
-        sections.append((f"{group}.", locate(str(_load(_find(group, name)).target)), name))
+        own = chosen[group]
+        name = [str(own.name if isinstance(own, DictConfig) else own), *_named(group, argv)][-1]
+        content = _group(group, own, OmegaConf.create({group: {"name": name}}))
+        sections.append((f"{group}.", locate(str(content.target)), name))
+        differing[f"{group}."] = content
     for prefix, cls, name in sections:
         if name:
             lines += ["", f"{prefix[:-1]} = {name} ({cls.__doc__.splitlines()[0] if cls.__doc__ else ''})"]
         config = cls.Config if prefix else cls  # type: ignore[attr-defined]
-        differences = OmegaConf.to_container(_load(_find(prefix[:-1], name)) if prefix else chosen)
+        differences = OmegaConf.to_container(differing[prefix])
         for setting, default, meaning in describe(config, prefix):
             value = differences.get(setting.removeprefix(prefix), default)  # type: ignore[union-attr]
             lines.append(f"  {setting}={_shown(value)}".ljust(48) + f" {meaning}")
     return "\n".join(lines)
+
+
+def _named(group: str, argv: Sequence[str]) -> list[str]:
+    """What `argv` chooses for `group`, as --group NAME or group=NAME."""
+    named = [name for word, name in pairwise([*argv, ""]) if word == f"--{group}"]
+    return named + [word.partition("=")[2] for word in argv if word.startswith(f"{group}=")]
 
 
 def _shown(value: Any) -> str:

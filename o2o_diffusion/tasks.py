@@ -76,8 +76,9 @@ class Task:
         if self.config.environment is not None and (own is None or own.id != self.config.environment):
             own = EnvironmentSpec(self.config.environment)
         if own is None:
-            name = dataset.name if dataset else "the task"
-            raise InputError(f"{name} names no environment; set task.environment=<Gymnasium id>")
+            if dataset is None:
+                raise InputError("the task names neither dataset nor environment; set task.dataset=<Minari id or path>")
+            raise InputError(f"{dataset.name} names no environment; set task.environment=<Gymnasium id>")
         limit = self.config.max_episode_steps or own.max_episode_steps
         return EnvironmentSpec(own.id, own.kwargs, limit)
 

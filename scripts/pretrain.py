@@ -1,4 +1,4 @@
-"""Pretrain a learner offline; later fine-tuning runs start from the result with `pretrained=<folder>`."""
+"""Pretrain a learner offline; later fine-tuning runs start from the result with `pretrained=<folder>` (`online_steps` is 0)."""
 
 from o2o_diffusion.config import command_line, main
 from o2o_diffusion.finetuning import Finetuning

@@ -94,6 +94,15 @@ def test_help_shows_every_setting_with_default_and_meaning(capsys):
     assert "learner.expectile=0.7" in shown
 
 
+def test_help_shows_an_experiments_values(capsys):
+    words = ["--help", "--experiment", "antmaze-iql", "--sampler", "mixture"]
+    with pytest.raises(SystemExit):
+        command_line("What it does.", "finetune.yaml", Finetuning.Config, GROUPS, words)
+    shown = " ".join(capsys.readouterr().out.split())
+    for setting in ("pretrain_updates=1000000", "learner.expectile=0.9", "task.reward=minus_one", "sampler = mixture"):
+        assert setting in shown
+
+
 def test_dashes_choose_groups():
     settings, _ = command_line("", "finetune.yaml", Finetuning.Config, GROUPS, ["--learner", "iql", "seed=3"])
     assert settings is not None and settings.components["learner"].target.__name__ == "IQL" and settings.run.seed == 3
