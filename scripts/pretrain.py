@@ -1,4 +1,4 @@
-"""Pretrain a learner offline; later fine-tuning runs start from the result with `pretrained=<folder>` (`online_steps` is 0)."""
+"""Pretrain a learner offline (`online_steps` is 0); fine-tuning runs start from it with `pretrained=<folder>`."""
 
 from o2o_diffusion.config import command_line, main
 from o2o_diffusion.finetuning import Finetuning
