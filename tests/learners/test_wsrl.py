@@ -122,7 +122,7 @@ def test_policy_and_critics_have_layer_normalisation():
 
 def test_the_penaltys_multiplier_is_a_softplus_that_begins_at_one():
     wsrl = learner(gap=0.5, conservatism=3.0)
-    assert float(wsrl.multiplier()) == pytest.approx(1.0) and float(wsrl.penalty_weight()) == pytest.approx(3.0)
+    assert wsrl.multiplier().item() == pytest.approx(1.0) and wsrl.penalty_weight().item() == pytest.approx(3.0)
     (parameter,) = wsrl.multiplier.parameters()
     assert torch.equal(torch.nn.functional.softplus(parameter), wsrl.multiplier())
 
