@@ -23,12 +23,13 @@ def choose_matmul() -> str:
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(256, 256, generator=generator) for _ in range(2))
     exact = a.double() @ b.double()
-    seconds, errors = {}, {}
-    for precision in ("highest", "medium"):
-        torch.set_float32_matmul_precision(precision)
-        errors[precision] = float(((a @ b).double() - exact).norm() / exact.norm())
-        seconds[precision] = min(_seconds(a, b) for _ in range(5))
-    wins = errors["medium"] < MAX_RELATIVE_ERROR and seconds["medium"] < 0.95 * seconds["highest"]
+    seconds, error = {"highest": float("inf"), "medium": float("inf")}, 0.0
+    for _ in range(15):  # in turns, so that what else the machine does at a moment hits both: a seed keeps its route
+        for precision in seconds:
+            torch.set_float32_matmul_precision(precision)
+            seconds[precision] = min(seconds[precision], _seconds(a, b))
+        error = float(((a @ b).double() - exact).norm() / exact.norm())
+    wins = error < MAX_RELATIVE_ERROR and seconds["medium"] < 0.95 * seconds["highest"]
     choice = "medium" if wins else "highest"
     torch.set_float32_matmul_precision(choice)
     return choice
@@ -44,6 +45,6 @@ def set_threads(threads: int) -> int:
 
 def _seconds(a: torch.Tensor, b: torch.Tensor) -> float:
     start = time.perf_counter()
-    for _ in range(20):
+    for _ in range(5):
         torch.mm(a, b)
     return time.perf_counter() - start
