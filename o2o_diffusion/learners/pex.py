@@ -41,8 +41,8 @@ class PEX(IQL):
 
     The authors begin to update after 5,000 environment steps: the run's `warmup_steps`. Actions are clipped before
     they are valued or regressed on, and evaluation takes the better proposal; in the authors' code actions are not
-    clipped, evaluation draws in a tenth of the cases (`evaluation_epsilon`), and the offline policy's learning rate falls
-    to 0, which is constant here.
+    clipped, evaluation draws in a tenth of the cases (`evaluation_epsilon`), and the offline policy's learning rate
+    falls to 0, which is constant here.
     """
 
     @dataclass(frozen=True)
