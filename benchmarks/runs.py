@@ -2,8 +2,9 @@
 
     python benchmarks/runs.py short --seeds 5 --vary generator=cfdg generator=none --set online_steps=6000
 
-Runs lie under runs/benchmarks/<name>/ and are skipped when they are finished, so that the command can be repeated after
-an interruption. Each process has one thread; `--jobs` of them run at a time.
+A variant is one setting, or several in quotes, and is called by the value of its first. Runs lie under
+runs/benchmarks/<name>/ and are skipped when they are finished, so that the command can be repeated after an
+interruption. Each process has one thread; `--jobs` of them run at a time.
 """
 
 import argparse
@@ -46,6 +47,11 @@ def run(folder: Path, overrides: list[str], script: str = "finetune.py") -> None
     print(f"{folder}: {'done' if code == 0 else f'exit code {code}'}", flush=True)
 
 
+def name(variant: str) -> str:
+    """The value of a variant's first setting; of a path the last two parts."""
+    return "-".join(Path(variant.split()[0].partition("=")[2]).parts[-2:])
+
+
 def table(rows: list[dict]) -> str:
     """Markdown, a row a run."""
     lines = ["| settings | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
@@ -62,16 +68,17 @@ def main() -> None:
     parser.add_argument("name", help="of the benchmark: docs/results/<name>.json")
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 ... N-1")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    parser.add_argument("--vary", nargs="+", action="append", default=[], help="settings of which each gets its runs")
+    parser.add_argument("--vary", nargs="+", action="append", default=[], help="one or more settings each, in quotes")
     parser.add_argument("--set", nargs="+", default=[], help="settings of every run")
     arguments = parser.parse_args()
     runs = {}
     for choice in itertools.product(*arguments.vary):
         for seed in range(arguments.seeds):
-            label = " ".join(part.rpartition("=")[2].rpartition("local/")[2].replace("/", "-") for part in choice)
+            settings = [setting for variant in choice for setting in variant.split()]
+            label = " ".join(name(variant) for variant in choice)
             folder = ROOT / "runs" / "benchmarks" / arguments.name / f"{label.replace(' ', '_') or 'run'}_{seed}"
             common = ["threads=1", "logger.progress=false", f"seed={seed}"]
-            runs[folder] = (label, [*arguments.set, *choice, *common])
+            runs[folder] = (label, [*arguments.set, *settings, *common])
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(lambda item: run(item[0], item[1][1]), runs.items()))
     rows = []
