@@ -133,8 +133,9 @@ def run(cell: Cell) -> Path:
     simulator = Simulator.find(dataset.environment, dataset.observation_keys, held_out)
     real = Real(held_out, replay.online.all())
     for solver in cell.solvers:
-        kind, _, steps = solver.partition("-")
-        generator.config = replace(generator.config, solver=kind, num_steps=int(steps))
+        kind, *numbers = solver.split("-")
+        steps, restarts = (*map(int, numbers), 0)[:2]
+        generator.config = replace(generator.config, solver=kind, num_steps=steps, restarts=restarts)
         start = time.perf_counter()
         rows = generator.sample(cell.rows, replay=replay, agent=agent)
         speed = len(rows) / (time.perf_counter() - start)
@@ -177,7 +178,7 @@ def main() -> None:
     parser.add_argument("name", help="of the benchmark: docs/results/<name>.json")
     parser.add_argument("--data", nargs="+", required=True, metavar="NAME=OFFLINE[,ONLINE]")
     parser.add_argument("--vary", nargs="+", required=True, metavar="GENERATOR[:SETTING=VALUE,...]")
-    parser.add_argument("--solvers", nargs="+", default=["dpm-16"], metavar="dpm|heun-STEPS")
+    parser.add_argument("--solvers", nargs="+", default=["dpm-16-8"], metavar="dpm|heun-STEPS[-RESTARTS]")
     parser.add_argument("--rows", type=int, default=5_000, help="rows drawn, and real rows they are compared with")
     parser.add_argument("--online-rows", type=int, default=10_000)
     parser.add_argument("--policy-updates", type=int, default=2_000)
