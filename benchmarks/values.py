@@ -1,0 +1,79 @@
+"""How far a learner's values have come: correlation of V with the return that follows, on episodes held out.
+
+    python benchmarks/values.py <hopper/medium-v0> --taus 0.005 0.05 --updates 10000 20000
+
+IQL with each `learner.tau` on four fifths of a dataset's episodes; on every fifth one, V at some steps against the
+discounted return from there. Prints a table and writes docs/results/values.json.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from o2o_diffusion.config import CONFIGS, compose
+from o2o_diffusion.finetuning import Finetuning
+from o2o_diffusion.learners.iql import IQL
+from o2o_diffusion.protocols import Budget
+from o2o_diffusion.runs import GROUPS, Run
+from o2o_diffusion.types import Episode
+
+ROOT = Path(__file__).parent.parent
+
+
+def correlations(learner: IQL, episodes: Sequence[Episode], returns: list[np.ndarray], steps: list[int]) -> list[float]:
+    """Over episodes, of V and the return, at each of `steps`."""
+    found = []
+    for step in steps:
+        states = torch.stack([torch.as_tensor(episode.observations[step]) for episode in episodes]).float()
+        with torch.no_grad():
+            values = learner.value(states).numpy()
+        found.append(round(float(np.corrcoef(values, [following[step] for following in returns])[0, 1]), 2))
+    return found
+
+
+def course(dataset: str, tau: float, updates: list[int], steps: list[int]) -> Iterator[dict[str, Any]]:
+    """Train with `tau`; the correlations after each number of `updates`."""
+    given = ["learner=iql", f"learner.tau={tau}", "generator=none", f"task.dataset={dataset}"]
+    with TemporaryDirectory() as folder:
+        run = Run(compose(CONFIGS / "finetune.yaml", Finetuning.Config, GROUPS, [*given, f"output={folder}/run"]))
+    replay, learner, episodes = run.loop.replay, run.loop.learner, run.task.dataset.episodes
+    assert isinstance(learner, IQL)
+    held_out = [episode for episode in episodes[::5] if len(episode) > max(steps)]
+    returns = [episode.returns(replay.transform, learner.config.discount) for episode in held_out]
+    trained = torch.tensor([i % 5 > 0 for i, e in enumerate(episodes) for _ in range(len(e))]).nonzero()[:, 0]
+    generator = torch.Generator().manual_seed(0)
+    learner.begin_phase(learner.phases(Budget(max(updates), 0))[0], replay)
+    for update in range(1, max(updates) + 1):
+        batch = replay.offline[trained[torch.randint(len(trained), (learner.batch_size,), generator=generator)]]
+        learner.update(batch.where(rewards=replay.transform(batch.rewards)))
+        if update in updates:
+            found = correlations(learner, held_out, returns, steps)
+            print(f"| {update:,} | {tau} | " + " | ".join(map(str, found)) + " |", flush=True)
+            yield {"updates": update, "tau": tau, "correlations": found}
+
+
+def main() -> None:
+    """Train with each tau, ask at each number of updates."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", help="Minari id or folder")
+    parser.add_argument("--taus", nargs="+", type=float, default=[0.005, 0.05])
+    parser.add_argument("--updates", nargs="+", type=int, default=[10_000, 20_000])
+    parser.add_argument("--steps", nargs="+", type=int, default=[150, 200, 240, 260, 280])
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = [row for tau in arguments.taus for row in course(arguments.dataset, tau, arguments.updates, arguments.steps)]
+    command = "python benchmarks/values.py " + shlex.join(sys.argv[1:])
+    path = ROOT / "docs" / "results" / "values.json"
+    path.write_text(json.dumps({"command": command, "steps": arguments.steps, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
