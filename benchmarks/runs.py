@@ -49,7 +49,7 @@ def run(folder: Path, overrides: list[str], script: str = "finetune.py") -> None
 
 def name(variant: str) -> str:
     """The value of a variant's first setting; of a path the last two parts."""
-    return "-".join(Path(variant.split()[0].partition("=")[2]).parts[-2:])
+    return "-".join(Path(shlex.split(variant)[0].partition("=")[2]).parts[-2:])
 
 
 def table(rows: list[dict]) -> str:
@@ -74,9 +74,11 @@ def main() -> None:
     runs = {}
     for choice in itertools.product(*arguments.vary):
         for seed in range(arguments.seeds):
-            settings = [setting for variant in choice for setting in variant.split()]
+            settings = [setting for variant in choice for setting in shlex.split(variant)]
             label = " ".join(name(variant) for variant in choice)
             folder = ROOT / "runs" / "benchmarks" / arguments.name / f"{label.replace(' ', '_') or 'run'}_{seed}"
+            if folder in runs:
+                raise SystemExit(f"two variants are called '{label}': begin one with another setting")
             common = ["threads=1", "logger.progress=false", f"seed={seed}"]
             runs[folder] = (label, [*arguments.set, *settings, *common])
     with ThreadPoolExecutor(arguments.jobs) as pool:

@@ -32,21 +32,29 @@ def correlations(learner: IQL, episodes: Sequence[Episode], returns: list[np.nda
     """Over episodes, of V and the return, at each of `steps`."""
     found = []
     for step in steps:
-        states = torch.stack([torch.as_tensor(episode.observations[step]) for episode in episodes]).float()
+        states = (
+            torch.stack([torch.as_tensor(episode.observations[step]) for episode in episodes])
+            .float()
+            .to(learner.device)
+        )
         with torch.no_grad():
-            values = learner.value(states).numpy()
+            values = learner.value(states).cpu().numpy()
         found.append(round(float(np.corrcoef(values, [following[step] for following in returns])[0, 1]), 2))
     return found
 
 
 def course(dataset: str, tau: float, updates: list[int], steps: list[int]) -> Iterator[dict[str, Any]]:
     """Train with `tau`; the correlations after each number of `updates`."""
-    given = ["learner=iql", f"learner.tau={tau}", "generator=none", f"task.dataset={dataset}"]
+    given = ["learner=iql", f"learner.tau={tau}", "generator=none", f"task.dataset={dataset}", "threads=1"]
     with TemporaryDirectory() as folder:
         run = Run(compose(CONFIGS / "finetune.yaml", Finetuning.Config, GROUPS, [*given, f"output={folder}/run"]))
     replay, learner, episodes = run.loop.replay, run.loop.learner, run.task.dataset.episodes
     assert isinstance(learner, IQL)
     held_out = [episode for episode in episodes[::5] if len(episode) > max(steps)]
+    if len(held_out) < 2:
+        raise SystemExit(
+            f"{dataset}: {len(held_out)} of every fifth episode are longer than {max(steps)} steps, expected 2"
+        )
     returns = [episode.returns(replay.transform, learner.config.discount) for episode in held_out]
     trained = torch.tensor([i % 5 > 0 for i, e in enumerate(episodes) for _ in range(len(e))]).nonzero()[:, 0]
     generator = torch.Generator().manual_seed(0)
@@ -68,9 +76,9 @@ def main() -> None:
     parser.add_argument("--updates", nargs="+", type=int, default=[10_000, 20_000])
     parser.add_argument("--steps", nargs="+", type=int, default=[150, 200, 240, 260, 280])
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
     rows = [row for tau in arguments.taus for row in course(arguments.dataset, tau, arguments.updates, arguments.steps)]
-    command = "python benchmarks/values.py " + shlex.join(sys.argv[1:])
+    named = "<" + "/".join(Path(arguments.dataset).parts[-2:]) + ">"
+    command = "python benchmarks/values.py " + shlex.join(sys.argv[1:]).replace(arguments.dataset, named)
     path = ROOT / "docs" / "results" / "values.json"
     path.write_text(json.dumps({"command": command, "steps": arguments.steps, "rows": rows}, indent=1) + "\n")
 

@@ -9,6 +9,9 @@ from o2o_diffusion.protocols import Generator, Learner, Sampler
 ENV_SECONDS = 2e-4
 """Of an environment step, by rule of thumb; evaluation episodes are taken to have 500 of them."""
 
+ROWS = 512
+"""Generated to see how long that takes."""
+
 
 def expected_seconds(loop: Finetuning, learner: Learner, generator: Generator, sampler: Sampler) -> float:
     """Wall seconds of `loop`, which is not touched; the other components are."""
@@ -21,7 +24,8 @@ def expected_seconds(loop: Finetuning, learner: Learner, generator: Generator, s
     if refreshes := num_refreshes(loop):
         generator.begin_refresh(loop.replay, learner)
         each = _seconds(lambda: generator.update(loop.replay, learner))
-        seconds += refreshes * generator.num_updates * each
+        draw = _seconds(lambda: generator.sample(ROWS, replay=loop.replay, agent=learner), repeats=1)
+        seconds += refreshes * (generator.num_updates * each + generator.num_samples / ROWS * draw)
     evaluations = 2 + loop.total_steps // loop.config.eval_interval
     return seconds + ENV_SECONDS * (loop.total_steps + 500 * evaluations * loop.config.eval_episodes)
 

@@ -58,7 +58,9 @@ class DiffusionGenerator(Stateful, ABC):
         solver: Annotated[Literal["dpm", "heun"], "DPM-Solver++ 2M, or the papers' stochastic Heun"] = "dpm"
         num_steps: Annotated[int, "solver steps"] = 16
         churn: Annotated[float, "Heun's added noise; 0: deterministic"] = 80.0
-        restarts: Annotated[int, "times that solved rows are put under noise and solved again, which mends errors"] = 8
+        restarts: Annotated[
+            int | None, "times that rows are put under noise and solved again; null: 8, or 0 for heun and start_sigma"
+        ] = None
         restart_sigma: Annotated[float, "noise of a restart, in standard deviations of a column"] = 0.3
         restart_steps: Annotated[int, "solver steps of a restart"] = 6
         start_sigma: Annotated[float | None, "noise on real offline rows to start from; null: start from noise"] = None
@@ -76,6 +78,9 @@ class DiffusionGenerator(Stateful, ABC):
         for name in ("start_sigma", "restart_sigma"):
             if (sigma := getattr(config, name)) is not None and sigma <= 0:
                 raise InputError(f"setting 'generator.{name}': {sigma}, expected more than 0")
+        if (config.restarts or 0) < 0 or config.restart_steps < 1:
+            counts = f"{config.restarts}, 'generator.restart_steps': {config.restart_steps}"
+            raise InputError(f"settings 'generator.restarts': {counts}, expected at least 0 and at least 1")
         self.config, self.spec, self.seed, self.device = config, spec, seed, torch.device(device)
         self.generated = self.wanted()
         self.num_samples, self.max_auc = config.num_samples, config.max_auc
@@ -189,29 +194,39 @@ class DiffusionGenerator(Stateful, ABC):
         real = self.model.normalize(self.spec.flatten(replay.offline[rows.to(self.device)]))
         return real + sigma * noise
 
+    @property
+    def restarts(self) -> int:
+        """Heun corrects itself by its own noise, and rows that begin as real ones should stay near them."""
+        config = self.config
+        return (
+            (8 if config.solver == "dpm" and config.start_sigma is None else 0)
+            if config.restarts is None
+            else config.restarts
+        )
+
     def solve(self, denoise: Denoiser, x: Tensor) -> Tensor:
         """[B, row_dim] clean rows, from noisy x at the first level.
 
-        Restarts are those of Xu et al. (2023), https://arxiv.org/abs/2306.14878, all from one level: what the solver or
-        the model got wrong at high noise, as an action that does not fit its state, contracts with each of them.
+        Restarts are those of Xu et al. (2023), https://arxiv.org/abs/2306.14878, all from one level and solved by DPM:
+        what the solver or the model got wrong at high noise, as an action that does not fit its state, contracts with
+        each of them.
         """
-        config = self.config
-        highest = config.start_sigma or self.model.sigma_max
-        x = self.descend(denoise, x, highest, config.num_steps)
-        restart_sigma = min(config.restart_sigma, highest)
-        for _ in range(config.restarts):
-            x = x + restart_sigma * self.noise.normal(*x.shape)
-            x = self.descend(denoise, x, restart_sigma, config.restart_steps)
+        config, model = self.config, self.model
+        highest = config.start_sigma or model.sigma_max
+        if config.solver == "dpm":
+            x = self._descend(denoise, x, highest, config.num_steps)
+        else:
+            sigmas = karras_sigmas(config.num_steps, model.sigma_min, highest, model.rho)
+            x = sample_heun(denoise, x, sigmas, churn=config.churn, normal=self.noise.normal)
+        for _ in range(self.restarts):
+            x = x + config.restart_sigma * self.noise.normal(*x.shape)
+            x = self._descend(denoise, x, config.restart_sigma, config.restart_steps)
         return x
 
-    def descend(self, denoise: Denoiser, x: Tensor, sigma: float, num_steps: int) -> Tensor:
+    def _descend(self, denoise: Denoiser, x: Tensor, sigma: float, num_steps: int) -> Tensor:
         """x [B, row_dim] from noise level `sigma` to 0."""
         model = self.model
-        if self.config.solver == "dpm":
-            scheduler = dpm_scheduler(model.sigma_min, sigma, model.rho, model.sigma_data)
-            return sample_dpm(denoise, x, scheduler, num_steps)
-        sigmas = karras_sigmas(num_steps, model.sigma_min, sigma, model.rho)
-        return sample_heun(denoise, x, sigmas, churn=self.config.churn, normal=self.noise.normal)
+        return sample_dpm(denoise, x, dpm_scheduler(model.sigma_min, sigma, model.rho, model.sigma_data), num_steps)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save what sampling needs to `folder` in diffusers' format, with a model card; complete or not at all."""
@@ -240,7 +255,7 @@ class DiffusionGenerator(Stateful, ABC):
         Raises InputError when a file is missing or was altered, or `spec` has other columns.
         """
         found = find_folder(folder)
-        settings = read_settings(found)
+        settings = {"restarts": 0} | read_settings(found)  # folders without a word of them were drawn from without
         settings.pop("target")
         config = cls.Config(**{**settings, "pretrained": str(found)})
         generator = cls(config, spec or TransitionDenoiser.from_pretrained(found).spec, seed=seed, device=device)

@@ -146,7 +146,8 @@ def test_partial_noising_stays_close_to_real_rows(path):
     seen = replay.offline.all().observations
     distances = {}
     for sigma in (0.01, 80.0):
-        generator = build(path, start_sigma=sigma, differences=False, policy_scale=0, state_scale=0, transition_scale=0)
+        energies = {"policy_scale": 0, "state_scale": 0, "transition_scale": 0}
+        generator = build(path, start_sigma=sigma, restarts=None, differences=False, **energies)
         refresh(generator, replay)
         rows = draw(generator, 20, replay)
         distances[sigma] = torch.cdist(rows.observations, seen).amin(1).mean()
@@ -163,12 +164,22 @@ def test_both_solvers_make_rows(path):
 
 
 @DIFFUSION
-def test_restarts_mend_the_solvers_error(path):
-    """The exact denoiser of N(0, 0.3^2): 16 steps of DPM-Solver++ spread it too far, restarts bring it back."""
+@pytest.mark.parametrize("solver", ["dpm", "heun"])
+def test_restarts_mend_the_solvers_error(path, solver):
+    """The exact denoiser of N(0, 0.3^2): 16 steps of either solver spread it too far, restarts bring it back."""
     noise = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(0))
     errors = {}
     for restarts in (0, 8):
-        generator = build(path, num_steps=16, restarts=restarts, restart_steps=6)
+        generator = build(path, solver=solver, num_steps=16, restarts=restarts)
         rows = generator.solve(lambda x, sigma: x * 0.09 / (0.09 + sigma**2), generator.model.sigma_max * noise)
         errors[restarts] = abs(rows.std() / 0.3 - 1)
     assert errors[8] < 0.025 and errors[0] > 0.06
+
+
+@DIFFUSION
+def test_rows_restart_where_the_solver_needs_it(path):
+    counts = [({"restarts": None}, 8), ({"solver": "heun"}, 0), ({"start_sigma": 0.2}, 0), ({"restarts": 2}, 2)]
+    for settings, expected in counts:
+        assert build(path, **{"solver": "dpm", "restarts": None, **settings}).restarts == expected
+    with pytest.raises(InputError, match="restart_steps"):
+        build(path, restart_steps=0)
