@@ -32,7 +32,8 @@ INTRODUCTION = """# Every learner, with and without generated rows
 Made by `python benchmarks/results.py --data <folder>`: what the cells are run with stands in `benchmarks/results.yaml`,
 every number of every seed in `docs/results/results.json`. Scores are normalised (0 random, 100 expert), means of 20
 episodes at the switch and at the end and of 10 on the way, then mean ± standard deviation over seeds; the area under
-the curve is the mean of a run's evaluations, the worst score that of all after the switch. The data are local
+the curve is the mean of a run's evaluations, the worst score that of all after the switch. Generated rows are those of
+`generator.restarts=0`, which is no longer the default: [learners.md](learners.md) says what changes. The data are local
 recordings, not D4RL's, and the budgets are a fiftieth of the papers' or less, so these numbers compare the learners
 here and nothing else. What they say: [learners.md](learners.md)."""
 
