@@ -161,7 +161,7 @@ def describe(cls: type, prefix: str = "") -> list[tuple[str, Any, str]]:
 
 def _help(base: str | None, run: type, groups: Sequence[str], argv: Sequence[str]) -> str:
     """Every setting, with the values of the chosen components, which are the base's unless `argv` names others."""
-    chosen = _load(CONFIGS / base) if base else OmegaConf.create()
+    chosen: Any = _load(CONFIGS / base) if base else OmegaConf.create()
     for experiment in _named("experiment", argv):
         chosen = OmegaConf.merge(chosen, _load(_find("experiment", experiment)))
     lines = ["settings (setting=value; default; meaning):"]
