@@ -32,13 +32,9 @@ def correlations(learner: IQL, episodes: Sequence[Episode], returns: list[np.nda
     """Over episodes, of V and the return, at each of `steps`."""
     found = []
     for step in steps:
-        states = (
-            torch.stack([torch.as_tensor(episode.observations[step]) for episode in episodes])
-            .float()
-            .to(learner.device)
-        )
+        states = np.stack([episode.observations[step] for episode in episodes])
         with torch.no_grad():
-            values = learner.value(states).cpu().numpy()
+            values = learner.value(torch.as_tensor(states, dtype=torch.float32, device=learner.device)).cpu().numpy()
         found.append(round(float(np.corrcoef(values, [following[step] for following in returns])[0, 1]), 2))
     return found
 

@@ -198,11 +198,9 @@ class DiffusionGenerator(Stateful, ABC):
     def restarts(self) -> int:
         """Heun corrects itself by its own noise, and rows that begin as real ones should stay near them."""
         config = self.config
-        return (
-            (8 if config.solver == "dpm" and config.start_sigma is None else 0)
-            if config.restarts is None
-            else config.restarts
-        )
+        if config.restarts is not None:
+            return config.restarts
+        return 8 if config.solver == "dpm" and config.start_sigma is None else 0
 
     def solve(self, denoise: Denoiser, x: Tensor) -> Tensor:
         """[B, row_dim] clean rows, from noisy x at the first level.
