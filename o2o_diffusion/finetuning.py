@@ -54,7 +54,7 @@ class Finetuning(Stateful):
         keep_checkpoints: Annotated[int, "newest checkpoints to keep; 0: all"] = 1
         pretrained: Annotated[str | None, "folder of a pretraining run whose learner to start from"] = None
         output: Annotated[str | None, "folder of the run; null: a new one under runs/"] = None
-        threads: Annotated[int, "threads per process; 0: the cores divided by the processes"] = 0
+        threads: Annotated[int, "threads per process; 0: the cores divided by the processes"] = 1
 
         def __post_init__(self):
             for name in (

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,7 +39,7 @@ class DiffusionGenerator(Stateful, ABC):
         """Defaults are for a CPU."""
 
         share: Annotated[float, "share of generated rows in a batch"] = 0.5
-        updates: Annotated[int, "optimiser steps of the first refresh"] = 5_000
+        updates: Annotated[int, "optimiser steps of the first refresh"] = 8_000
         refresh_updates: Annotated[int, "optimiser steps of a later, warm-started refresh"] = 2_000
         num_samples: Annotated[int, "rows drawn after a refresh"] = 20_000
         refresh_interval: Annotated[int, "environment steps between refreshes"] = 4_000
@@ -61,7 +62,8 @@ class DiffusionGenerator(Stateful, ABC):
         restarts: Annotated[
             int | None, "times that rows are put under noise and solved again; null: 8, or 0 for heun and start_sigma"
         ] = None
-        restart_sigma: Annotated[float, "noise of a restart, in standard deviations of a column"] = 0.3
+        restart_sigma: Annotated[float, "noise of the first restart, in standard deviations of a column"] = 1.0
+        restart_sigma_min: Annotated[float, "noise of the last restart; geometric in between"] = 0.03
         restart_steps: Annotated[int, "solver steps of a restart"] = 6
         start_sigma: Annotated[float | None, "noise on real offline rows to start from; null: start from noise"] = None
         sample_batch_size: Annotated[int, "rows denoised at a time"] = 4_096
@@ -75,7 +77,7 @@ class DiffusionGenerator(Stateful, ABC):
         if config.batch_size % num_processes():
             divided = f"can't be divided among {num_processes()} processes"
             raise InputError(f"setting 'generator.batch_size': {config.batch_size} {divided}")
-        for name in ("start_sigma", "restart_sigma"):
+        for name in ("start_sigma", "restart_sigma", "restart_sigma_min"):
             if (sigma := getattr(config, name)) is not None and sigma <= 0:
                 raise InputError(f"setting 'generator.{name}': {sigma}, expected more than 0")
         if (config.restarts or 0) < 0 or config.restart_steps < 1:
@@ -205,9 +207,9 @@ class DiffusionGenerator(Stateful, ABC):
     def solve(self, denoise: Denoiser, x: Tensor) -> Tensor:
         """[B, row_dim] clean rows, from noisy x at the first level.
 
-        Restarts are those of Xu et al. (2023), https://arxiv.org/abs/2306.14878, all from one level and solved by DPM:
-        what the solver or the model got wrong at high noise, as an action that does not fit its state, contracts with
-        each of them.
+        Restarts are those of Xu et al. (2023), https://arxiv.org/abs/2306.14878, solved by DPM, each from less noise
+        than the one before: what the solver or the model got wrong at a level contracts when rows come down from it
+        again, first how gross features fit each other, then how an outcome fits its state and action.
         """
         config, model = self.config, self.model
         highest = config.start_sigma or model.sigma_max
@@ -216,9 +218,8 @@ class DiffusionGenerator(Stateful, ABC):
         else:
             sigmas = karras_sigmas(config.num_steps, model.sigma_min, highest, model.rho)
             x = sample_heun(denoise, x, sigmas, churn=config.churn, normal=self.noise.normal)
-        for _ in range(self.restarts):
-            x = x + config.restart_sigma * self.noise.normal(*x.shape)
-            x = self._descend(denoise, x, config.restart_sigma, config.restart_steps)
+        for sigma in np.geomspace(config.restart_sigma, config.restart_sigma_min, self.restarts).tolist():
+            x = self._descend(denoise, x + sigma * self.noise.normal(*x.shape), sigma, config.restart_steps)
         return x
 
     def _descend(self, denoise: Denoiser, x: Tensor, sigma: float, num_steps: int) -> Tensor:
