@@ -33,7 +33,8 @@ Made by `python benchmarks/results.py --data <folder>`: what the cells are run w
 every number of every seed in `docs/results/results.json`. Scores are normalised (0 random, 100 expert), means of 20
 episodes at the switch and at the end and of 10 on the way, then mean ± standard deviation over seeds; the area under
 the curve is the mean of a run's evaluations, the worst score that of all after the switch. Generated rows are those of
-`generator.restarts=0`, which is no longer the default: [learners.md](learners.md) says what changes. The data are local
+`generator.updates=5000 generator.restarts=0`, which are 8,000 and 8 by default since: [learners.md](learners.md) says
+what changes. The data are local
 recordings, not D4RL's, and the budgets are a fiftieth of the papers' or less, so these numbers compare the learners
 here and nothing else. What they say: [learners.md](learners.md)."""
 

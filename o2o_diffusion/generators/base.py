@@ -63,7 +63,7 @@ class DiffusionGenerator(Stateful, ABC):
             int | None, "times that rows are put under noise and solved again; null: 8, or 0 for heun and start_sigma"
         ] = None
         restart_sigma: Annotated[float, "noise of the first restart, in standard deviations of a column"] = 1.0
-        restart_sigma_min: Annotated[float, "noise of the last restart; geometric in between"] = 0.03
+        restart_sigma_min: Annotated[float, "noise of the last of several, towards which it falls geometrically"] = 0.03
         restart_steps: Annotated[int, "solver steps of a restart"] = 6
         start_sigma: Annotated[float | None, "noise on real offline rows to start from; null: start from noise"] = None
         sample_batch_size: Annotated[int, "rows denoised at a time"] = 4_096
@@ -80,6 +80,11 @@ class DiffusionGenerator(Stateful, ABC):
         for name in ("start_sigma", "restart_sigma", "restart_sigma_min"):
             if (sigma := getattr(config, name)) is not None and sigma <= 0:
                 raise InputError(f"setting 'generator.{name}': {sigma}, expected more than 0")
+        if config.restart_sigma_min > config.restart_sigma:
+            raise InputError(
+                f"setting 'generator.restart_sigma_min': {config.restart_sigma_min}, "
+                f"expected at most restart_sigma, {config.restart_sigma}"
+            )
         if (config.restarts or 0) < 0 or config.restart_steps < 1:
             counts = f"{config.restarts}, 'generator.restart_steps': {config.restart_steps}"
             raise InputError(f"settings 'generator.restarts': {counts}, expected at least 0 and at least 1")
@@ -218,7 +223,8 @@ class DiffusionGenerator(Stateful, ABC):
         else:
             sigmas = karras_sigmas(config.num_steps, model.sigma_min, highest, model.rho)
             x = sample_heun(denoise, x, sigmas, churn=config.churn, normal=self.noise.normal)
-        for sigma in np.geomspace(config.restart_sigma, config.restart_sigma_min, self.restarts).tolist():
+        first = min(config.restart_sigma, highest)  # rows that began near real ones stay there
+        for sigma in np.geomspace(first, min(config.restart_sigma_min, first), self.restarts).tolist():
             x = self._descend(denoise, x + sigma * self.noise.normal(*x.shape), sigma, config.restart_steps)
         return x
 

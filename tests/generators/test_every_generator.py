@@ -183,3 +183,19 @@ def test_rows_restart_where_the_solver_needs_it(path):
         assert build(path, **{"solver": "dpm", "restarts": None, **settings}).restarts == expected
     with pytest.raises(InputError, match="restart_steps"):
         build(path, restart_steps=0)
+    with pytest.raises(InputError, match="at most restart_sigma, 0.02"):
+        build(path, restart_sigma=0.02)
+
+
+@DIFFUSION
+@pytest.mark.parametrize(("start_sigma", "expected"), [(None, (80.0, 1.0, 0.1, 0.01)), (0.2, (0.2, 0.2, 0.0447, 0.01))])
+def test_the_noise_of_restarts_falls(path, start_sigma, expected):
+    generator = build(path, start_sigma=start_sigma, num_steps=2, restarts=3, restart_steps=2, restart_sigma_min=0.01)
+    seen = []
+
+    def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        seen.append(float(sigma.flatten()[0]))
+        return torch.zeros_like(x)
+
+    generator.solve(denoise, torch.randn(4, generator.spec.row_dim))
+    assert seen[::2] == pytest.approx(expected, rel=0.01)
