@@ -34,9 +34,8 @@ every number of every seed in `docs/results/results.json`. Scores are normalised
 episodes at the switch and at the end and of 10 on the way, then mean ± standard deviation over seeds; the area under
 the curve is the mean of a run's evaluations, the worst score that of all after the switch. Generated rows are those of
 `generator.updates=5000 generator.restarts=0`, which are 8,000 and 8 by default since: [learners.md](learners.md) says
-what changes. The data are local
-recordings, not D4RL's, and the budgets are a fiftieth of the papers' or less, so these numbers compare the learners
-here and nothing else. What they say: [learners.md](learners.md)."""
+what changes. The data are local recordings, not D4RL's, and the budgets are a fiftieth of the papers' or less, so these
+numbers compare the learners here and nothing else. What they say: [learners.md](learners.md)."""
 
 
 def settings(learner: str) -> list[str]:
