@@ -26,7 +26,7 @@ import torch
 from o2o_diffusion.config import compose
 from o2o_diffusion.data.datasets import Dataset, load_dataset
 from o2o_diffusion.data.replay import Replay
-from o2o_diffusion.hardware import choose_matmul
+from o2o_diffusion.hardware import set_matmul
 from o2o_diffusion.learners.iql import IQL
 from o2o_diffusion.protocols import Budget
 from o2o_diffusion.quality import two_sample
@@ -108,7 +108,7 @@ def run(cell: Cell) -> Path:
     if cell.path.exists():
         return cell.path
     torch.set_num_threads(1)
-    matmul = choose_matmul()
+    matmul = set_matmul("auto")
     replay, held_out, dataset = fill(cell)
     agent = policy(replay, cell.policy_updates, cell.seed)
     name, _, overrides = cell.setting.partition(":")

@@ -8,7 +8,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -42,6 +42,10 @@ class Settings:
     run: Any
     components: dict[str, Component]
     plain: dict[str, Any]
+
+    def with_run(self, **values: Any) -> "Settings":
+        """The same settings with `values` in place of the run's own."""
+        return replace(self, run=replace(self.run, **values), plain=self.plain | values)
 
     def save(self, path: Path) -> None:
         """Write everything as YAML; environment secrets stay unresolved."""

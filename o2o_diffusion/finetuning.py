@@ -55,6 +55,7 @@ class Finetuning(Stateful):
         pretrained: Annotated[str | None, "folder of a pretraining run whose learner to start from"] = None
         output: Annotated[str | None, "folder of the run; null: a new one under runs/"] = None
         threads: Annotated[int, "threads per process; 0: the cores divided by the processes"] = 1
+        matmul: Annotated[str, "float32 matrix products: highest, medium (oneDNN), or auto: medium if exact"] = "auto"
 
         def __post_init__(self):
             for name in (

@@ -1,50 +1,57 @@
-"""What this machine does fast and exactly: the matrix-product route and the number of threads."""
+"""Threads, matrix products and the kind of processor: what decides the last digits of a run on a machine."""
 
 import os
-import time
+import platform
+from pathlib import Path
 
 import torch
 
 from o2o_diffusion.distributed import num_processes
+from o2o_diffusion.errors import InputError
 
+MATMULS = ("auto", "highest", "medium")
 MAX_RELATIVE_ERROR = 2e-6
 """Of a product of 256 terms against float64: true float32 stays below, bf16 (4e-3) and TF32 (5e-4) do not."""
 
 
-def choose_matmul() -> str:
-    """Set the faster float32 matrix-product route that is still true float32, and return its name.
+def set_matmul(matmul: str) -> str:
+    """Set the float32 matrix-product precision `matmul` and return its name; "auto" chooses by exactness alone.
 
-    On a CPU, precision "medium" sends products to oneDNN, which on some processors is twice as fast and exact, and on
-    others computes in bf16: hence the probe. On an accelerator the default "highest" stays.
+    On a CPU, "medium" sends products to oneDNN, which is faster on many processors; on some it computes in bf16. "auto"
+    takes it where its products are those of true float32, else "highest", so that no timing decides a run's numbers. On
+    an accelerator "auto" is "highest". Raises InputError for another name.
     """
-    torch.set_float32_matmul_precision("highest")
-    if torch.cuda.is_available():
-        return "highest"
+    if matmul not in MATMULS:
+        raise InputError(f"setting 'matmul': '{matmul}' is not one of {', '.join(MATMULS)}")
+    if matmul == "auto":
+        matmul = "highest" if torch.cuda.is_available() or matmul_error("medium") > MAX_RELATIVE_ERROR else "medium"
+    torch.set_float32_matmul_precision(matmul)
+    return matmul
+
+
+def matmul_error(precision: str) -> float:
+    """Relative error of a 256 x 256 float32 product at `precision` against float64."""
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(256, 256, generator=generator) for _ in range(2))
-    exact = a.double() @ b.double()
-    seconds = {"highest": float("inf"), "medium": float("inf")}
-    for _ in range(15):  # in turns, so that what else the machine does at a moment hits both: a seed keeps its route
-        for precision in seconds:
-            torch.set_float32_matmul_precision(precision)
-            seconds[precision] = min(seconds[precision], _seconds(a, b))
-    error = float(((a @ b).double() - exact).norm() / exact.norm())  # of "medium", the last one set
-    wins = error < MAX_RELATIVE_ERROR and seconds["medium"] < 0.95 * seconds["highest"]
-    choice = "medium" if wins else "highest"
-    torch.set_float32_matmul_precision(choice)
-    return choice
+    exact, before = a.double() @ b.double(), torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    error = float(((a @ b).double() - exact).norm() / exact.norm())
+    torch.set_float32_matmul_precision(before)
+    return error
 
 
 def set_threads(threads: int) -> int:
-    """Use `threads` threads in this process, or with 0 an equal part of the cores this process may use."""
+    """Use `threads` threads in this process; 0: an equal part of the cores that this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = threads or max(1, cores // num_processes())
     torch.set_num_threads(threads)
     return threads
 
 
-def _seconds(a: torch.Tensor, b: torch.Tensor) -> float:
-    start = time.perf_counter()
-    for _ in range(5):
-        torch.mm(a, b)
-    return time.perf_counter() - start
+def processor() -> str:
+    """The kind of processor, such as "AMD EPYC, AVX512": sums are taken in another order on another kind."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"

@@ -17,7 +17,7 @@ from o2o_diffusion.estimate import expected_seconds, num_refreshes
 from o2o_diffusion.evaluation import Evaluator
 from o2o_diffusion.finetuning import Finetuning
 from o2o_diffusion.folders import SETTINGS, SUMMARY, new_folder, newest_unfinished
-from o2o_diffusion.hardware import choose_matmul, set_threads
+from o2o_diffusion.hardware import processor, set_matmul, set_threads
 from o2o_diffusion.interaction import Interaction
 from o2o_diffusion.interruption import Interruption
 from o2o_diffusion.logger import Logger
@@ -44,8 +44,7 @@ class Run:
         )
         if self.accelerator.mixed_precision not in ("no", "bf16"):
             raise InputError(f"mixed precision '{self.accelerator.mixed_precision}' is not supported; use bf16 or no")
-        self.threads = set_threads(self.config.threads)
-        self.matmul = choose_matmul()
+        self.threads, self.matmul = set_threads(self.config.threads), set_matmul(self.config.matmul)
         with self.accelerator.main_process_first():
             self.task: Task = settings.components["task"].build()
         batch_size, processes = settings.components["learner"].config.batch_size, num_processes()
@@ -72,7 +71,8 @@ class Run:
         self.loop.interrupted = Interruption()
         plan = self.plan()  # on every process, because it times updates, in which all of them take part
         if main:
-            self.settings.save(self.folder / SETTINGS)
+            settings = self.settings.with_run(threads=self.threads, matmul=self.matmul)  # as this machine chose them
+            settings.save(self.folder / SETTINGS)
             show_plan(plan)
         finished = self.loop.run()
         self.loop.logger.close()
@@ -106,6 +106,7 @@ class Run:
             "plan": steps,
             "processes": f"{num_processes()} on {self.accelerator.device.type}, {self.threads} threads each,"
             f" precision {self.accelerator.mixed_precision}, matrix products '{self.matmul}'",
+            "processor": processor(),
             "expected": self._expected(),
             "configurations": f"{CONFIGS} (package {PACKAGE})",
             "output": str(self.folder),
@@ -168,8 +169,6 @@ class Run:
             facts={
                 "dataset": task.dataset.fingerprint,
                 "reward": [task.transform.scale, task.transform.bias, task.config.failure_reward],
-                "matmul": self.matmul,
-                "threads": self.threads,
             },
         )
 
@@ -197,9 +196,6 @@ class Run:
             self.loop.load_state_dict(state)
         except (KeyError, RuntimeError, ValueError) as error:
             raise InputError(f"{self.folder} can't be continued: {error}") from error
-        if self.accelerator.device.type == "cpu":  # the same sums in the same order
-            torch.set_float32_matmul_precision(state["facts"]["matmul"])
-            torch.set_num_threads(state["facts"]["threads"])
 
     def _start_from(self, folder: Path) -> None:
         """Take over the learner of a pretraining run made with the same learner settings on the same data."""
@@ -228,6 +224,9 @@ class Run:
             "refused_refreshes": loop.refresher.refused,
             "generated_rows": loop.refresher.rows,
             "seed": self.config.seed,
+            "processor": processor(),
+            "threads": self.threads,
+            "matmul": self.matmul,
             "dataset_return": self.task.dataset.mean_return,
             "seconds": {**loop.seconds, "total": sum(loop.seconds.values())},
         }

@@ -12,7 +12,7 @@ from o2o_diffusion.data.datasets import load_dataset
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.finetuning import Finetuning
 from o2o_diffusion.folders import SETTINGS
-from o2o_diffusion.hardware import choose_matmul, set_threads
+from o2o_diffusion.hardware import set_matmul, set_threads
 from o2o_diffusion.protocols import Agent
 from o2o_diffusion.quality.evaluation import PAGE, REPORT, Config, evaluate_saved
 from o2o_diffusion.quality.table import show_report
@@ -28,7 +28,7 @@ def evaluate_generator(argv: list[str]) -> int:
         raise InputError("give generator=<a saved generator>, dataset=<what it was trained on> and output=<folder>")
     check_writable(Path(config.output))
     set_threads(config.threads)
-    choose_matmul()
+    set_matmul("auto")
     offline = load_dataset(config.dataset)
     agent = load_policy(Path(config.policy), offline.spec) if config.policy else None
     show_report(evaluate_saved(config, offline, agent))

@@ -1,14 +1,42 @@
+import time
+
+import pytest
 import torch
 
-from o2o_diffusion.hardware import MAX_RELATIVE_ERROR, choose_matmul
+from o2o_diffusion.errors import InputError
+from o2o_diffusion.hardware import MAX_RELATIVE_ERROR, matmul_error, processor, set_matmul
 
 
-def test_the_chosen_route_is_true_float32():
+@pytest.fixture(autouse=True)
+def restore_precision():
     before = torch.get_float32_matmul_precision()
-    try:
-        assert choose_matmul() == torch.get_float32_matmul_precision()
-        a, b = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(1))
-        exact = a.double() @ b.double()
-        assert float(((a @ b).double() - exact).norm() / exact.norm()) < MAX_RELATIVE_ERROR
-    finally:
-        torch.set_float32_matmul_precision(before)
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def test_the_chosen_precision_is_true_float32():
+    chosen = set_matmul("auto")
+    assert chosen == torch.get_float32_matmul_precision()
+    assert matmul_error(chosen) < MAX_RELATIVE_ERROR
+
+
+def test_no_clock_is_read_to_choose(monkeypatch):
+    for name in ("perf_counter", "monotonic", "process_time", "time"):
+        monkeypatch.setattr(time, name, lambda: pytest.fail("a timing decides the numbers of a run"))
+    set_matmul("auto")
+
+
+@pytest.mark.parametrize(("error", "chosen"), [(1e-7, "medium"), (4e-3, "highest")])
+def test_exactness_alone_decides(monkeypatch, error, chosen):
+    monkeypatch.setattr("o2o_diffusion.hardware.matmul_error", lambda precision: error)
+    assert set_matmul("auto") == (chosen if not torch.cuda.is_available() else "highest")
+
+
+def test_a_named_precision_is_taken_and_another_word_is_refused():
+    assert set_matmul("highest") == torch.get_float32_matmul_precision() == "highest"
+    with pytest.raises(InputError, match="not one of auto, highest, medium"):
+        set_matmul("fast")
+
+
+def test_the_processor_is_named_with_its_vector_instructions():
+    assert processor().endswith(torch.backends.cpu.get_cpu_capability())

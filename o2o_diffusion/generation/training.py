@@ -25,7 +25,7 @@ from o2o_diffusion.folders import SETTINGS
 from o2o_diffusion.generation.data import check_columns, check_rows, constant_columns, load_rows, make_replay
 from o2o_diffusion.generation.folders import find_training, new_output, output_of, training_of
 from o2o_diffusion.generation.quality import measure
-from o2o_diffusion.hardware import choose_matmul, set_threads
+from o2o_diffusion.hardware import processor, set_matmul, set_threads
 from o2o_diffusion.interruption import Interruption
 from o2o_diffusion.report import show_plan
 from o2o_diffusion.types import Metrics
@@ -49,6 +49,7 @@ class GeneratorTraining:
         checkpoint_interval: Annotated[int, "updates between checkpoints"] = 2_000
         quality_rows: Annotated[int, "new rows per label compared with training rows at the end; 0: none"] = 2_000
         threads: Annotated[int, "threads per process; 0: the cores divided by the processes"] = 0
+        matmul: Annotated[str, "float32 matrix products: highest, medium (oneDNN), or auto: medium if exact"] = "auto"
 
         def __post_init__(self):
             if self.checkpoint_interval < 1:
@@ -64,7 +65,7 @@ class GeneratorTraining:
         self.main = self.accelerator.is_main_process
         if self.accelerator.mixed_precision not in ("no", "bf16"):
             raise InputError(f"mixed precision '{self.accelerator.mixed_precision}' is not supported; use bf16 or no")
-        self.threads, self.matmul = set_threads(self.config.threads), choose_matmul()
+        self.threads, self.matmul = set_threads(self.config.threads), set_matmul(self.config.matmul)
         with self.accelerator.main_process_first():
             name = str(settings.components["task"].config.dataset or "the task")
             check_columns(name)
@@ -97,7 +98,8 @@ class GeneratorTraining:
         try:
             if self.main:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                self.settings.save(self.folder / SETTINGS)
+                settings = self.settings.with_run(threads=self.threads, matmul=self.matmul)
+                settings.save(self.folder / SETTINGS)
                 show_plan(plan)
                 if constant := constant_columns(self.replay):
                     print(f"warning: constant columns, repeated in new rows: {', '.join(constant)}", file=sys.stderr)
@@ -167,6 +169,7 @@ class GeneratorTraining:
             "updates": f"{self.total:,}{done}",
             "processes": f"{num_processes()} on {self.accelerator.device.type}, {self.threads} threads each,"
             f" precision {self.accelerator.mixed_precision}, matrix products '{self.matmul}'",
+            "processor": processor(),
             "expected": self._expected(),
             "output": str(self.output),
         }
@@ -174,22 +177,17 @@ class GeneratorTraining:
     def save(self) -> None:
         """Write a checkpoint from which `resume` continues to the same weights."""
         if self.main:
-            known = {"matmul": self.matmul, "threads": self.threads, "data": self._data()}
-            state = {"generator": self.generator.state_dict(), "updates": self.updates, "facts": known}
+            state = {"generator": self.generator.state_dict(), "updates": self.updates, "data": self._data()}
             save_checkpoint(self.folder / "checkpoints", self.updates, state)
 
     def _continue_from(self, state: dict[str, Any]) -> None:
-        if state["facts"]["data"] != self._data():
+        if state["data"] != self._data():
             raise InputError(f"{self.folder} was made with other data than {self.task.dataset.name} has now")
         try:
             self.generator.load_state_dict(state["generator"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise InputError(f"{self.folder} can't be continued: {error}") from error
         self.updates = state["updates"]
-        if self.accelerator.device.type == "cpu":  # the same sums in the same order
-            self.matmul, self.threads = state["facts"]["matmul"], state["facts"]["threads"]
-            torch.set_float32_matmul_precision(self.matmul)
-            torch.set_num_threads(self.threads)
 
     def _name(self) -> str:
         """What a generator's folder is called: dataset and generator."""

@@ -33,9 +33,8 @@ TINY = [
 
 @pytest.fixture(autouse=True)
 def undisturbed(monkeypatch):
-    """No signal handlers, one matrix-product route: which one is faster depends on what else runs."""
+    """No signal handlers."""
     monkeypatch.setattr(module, "Interruption", lambda: lambda: False)
-    monkeypatch.setattr(module, "choose_matmul", lambda: "highest")
 
 
 def after(num_updates: int):
