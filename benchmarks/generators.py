@@ -23,17 +23,17 @@ from typing import Any
 
 import torch
 
-from o2o_diffusion.config import compose
 from o2o_diffusion.data.datasets import Dataset, load_dataset
-from o2o_diffusion.data.replay import Replay
-from o2o_diffusion.hardware import set_matmul
 from o2o_diffusion.learners.iql import IQL
-from o2o_diffusion.protocols import Budget
 from o2o_diffusion.quality import two_sample
+from o2o_diffusion.quality.comparison import Real, compare
 from o2o_diffusion.quality.dynamics import Simulator
 from o2o_diffusion.quality.measures import Against, dynamics, marginals, transport, validity
-from o2o_diffusion.quality.report import Real, compare
+from o2o_diffusion.replay import Replay
 from o2o_diffusion.samplers.mixture import Mixture
+from o2o_diffusion.schedule import Budget
+from o2o_diffusion.settings import compose
+from o2o_diffusion.training.session import set_matmul
 from o2o_diffusion.types import Episode, Source, Transitions
 
 ROOT = Path(__file__).parent.parent

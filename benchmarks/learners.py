@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from o2o_diffusion.config import CONFIGS, available, compose
-from o2o_diffusion.finetuning import Finetuning
-from o2o_diffusion.runs import GROUPS
+from o2o_diffusion.settings import CONFIGS, available, compose
+from o2o_diffusion.training.finetune import GROUPS
+from o2o_diffusion.training.loop import Finetuning
 from o2o_diffusion.types import Transitions, TransitionSpec
 
 SPEC = TransitionSpec(observation_dim=17, action_dim=6)

@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from omegaconf import OmegaConf
-
 from runs import ROOT, run
 
 RUNS = ROOT / "runs" / "benchmarks" / "results"

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from o2o_diffusion.config import CONFIGS, compose
-from o2o_diffusion.finetuning import Finetuning
 from o2o_diffusion.learners.iql import IQL
-from o2o_diffusion.protocols import Budget
-from o2o_diffusion.runs import GROUPS, Run
+from o2o_diffusion.schedule import Budget
+from o2o_diffusion.settings import CONFIGS, compose
+from o2o_diffusion.training.finetune import GROUPS, Run
+from o2o_diffusion.training.loop import Finetuning
 from o2o_diffusion.types import Episode
 
 ROOT = Path(__file__).parent.parent

@@ -4,13 +4,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from o2o_diffusion.augmentation import Augmenter
+    from o2o_diffusion.integrations.augmenter import Augmenter
     from o2o_diffusion.types import Transitions, TransitionSpec
 
 __version__ = "0.1.0"
 __all__ = ["Augmenter", "TransitionSpec", "Transitions"]
 
-_HOMES = {"Augmenter": "augmentation", "TransitionSpec": "types", "Transitions": "types"}
+_HOMES = {"Augmenter": "integrations.augmenter", "TransitionSpec": "types", "Transitions": "types"}
 
 
 def __getattr__(name: str) -> Any:

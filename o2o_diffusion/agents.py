@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.protocols import Agent
+from o2o_diffusion.replay import Replay
 from o2o_diffusion.types import Transitions
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -165,6 +165,15 @@ class Episode:
             terminations,
             **known,
         )
+
+
+@dataclass(frozen=True)
+class EnvironmentSpec:
+    """Which environment a dataset was recorded in, with its own keyword arguments and step limit."""
+
+    id: Annotated[str, "id in Gymnasium's registry"]
+    kwargs: Annotated[dict[str, Any], "keyword arguments of the environment"] = field(default_factory=dict)
+    max_episode_steps: Annotated[int | None, "steps until an episode is truncated; null: the registered limit"] = None
 
 
 @dataclass(frozen=True)

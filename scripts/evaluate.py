@@ -7,13 +7,15 @@ from typing import Annotated
 
 import torch
 
-from o2o_diffusion.checkpoint import check_writable, load_checkpoint
-from o2o_diffusion.config import command_line, compose, main
+from o2o_diffusion.command_line import command_line, main
+from o2o_diffusion.environments.evaluation import Evaluator
 from o2o_diffusion.errors import InputError
-from o2o_diffusion.evaluation import Evaluator
-from o2o_diffusion.finetuning import Finetuning
-from o2o_diffusion.folders import SETTINGS
-from o2o_diffusion.runs import GROUPS
+from o2o_diffusion.settings import compose
+from o2o_diffusion.storage import check_writable
+from o2o_diffusion.training.checkpoint import load_checkpoint
+from o2o_diffusion.training.finetune import GROUPS
+from o2o_diffusion.training.folders import SETTINGS
+from o2o_diffusion.training.loop import Finetuning
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,19 @@ beside its ceiling, the same of real rows of the other label.
 
 from pathlib import Path
 
-from o2o_diffusion.checkpoint import check_writable, load_checkpoint
-from o2o_diffusion.config import command_line, compose, main
+from o2o_diffusion.command_line import command_line, main
 from o2o_diffusion.data.datasets import load_dataset
 from o2o_diffusion.errors import InputError
-from o2o_diffusion.finetuning import Finetuning
-from o2o_diffusion.folders import SETTINGS
-from o2o_diffusion.hardware import set_matmul, set_threads
 from o2o_diffusion.protocols import Agent
-from o2o_diffusion.quality.evaluation import PAGE, REPORT, Config, evaluate_saved
 from o2o_diffusion.quality.table import show_report
-from o2o_diffusion.runs import GROUPS
+from o2o_diffusion.settings import compose
+from o2o_diffusion.storage import check_writable
+from o2o_diffusion.training.checkpoint import load_checkpoint
+from o2o_diffusion.training.evaluate_generator import PAGE, REPORT, Config, evaluate_saved
+from o2o_diffusion.training.finetune import GROUPS
+from o2o_diffusion.training.folders import SETTINGS
+from o2o_diffusion.training.loop import Finetuning
+from o2o_diffusion.training.session import set_matmul, set_threads
 from o2o_diffusion.types import TransitionSpec
 
 

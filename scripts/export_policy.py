@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from o2o_diffusion.behaviours.policy import FOLDER, save_policy
-from o2o_diffusion.checkpoint import checkpoints, load_checkpoint
-from o2o_diffusion.config import command_line, compose, main
+from o2o_diffusion.command_line import command_line, main
+from o2o_diffusion.environments.behaviors.policy import FOLDER, save_policy
 from o2o_diffusion.errors import InputError
-from o2o_diffusion.finetuning import Finetuning
-from o2o_diffusion.folders import SETTINGS
-from o2o_diffusion.runs import GROUPS
+from o2o_diffusion.settings import compose
+from o2o_diffusion.training.checkpoint import checkpoints, load_checkpoint
+from o2o_diffusion.training.finetune import GROUPS
+from o2o_diffusion.training.folders import SETTINGS
+from o2o_diffusion.training.loop import Finetuning
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Fine-tune a policy online from an offline dataset: pretrain, generate, fine-tune on the mixture, evaluate."""
 
-from o2o_diffusion.config import command_line, main
-from o2o_diffusion.finetuning import Finetuning
-from o2o_diffusion.runs import GROUPS, Run
+from o2o_diffusion.command_line import command_line, main
+from o2o_diffusion.training.finetune import GROUPS, Run
+from o2o_diffusion.training.loop import Finetuning
 
 
 def finetune(argv: list[str]) -> int:

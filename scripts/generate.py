@@ -4,8 +4,8 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated
 
-from o2o_diffusion.config import command_line, main
-from o2o_diffusion.generation.files import generate_file
+from o2o_diffusion.command_line import command_line, main
+from o2o_diffusion.training.generate import generate_file
 
 
 @dataclass(frozen=True)

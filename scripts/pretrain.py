@@ -1,8 +1,8 @@
 """Pretrain a learner offline (`online_steps` is 0); fine-tuning runs start from it with `pretrained=<folder>`."""
 
-from o2o_diffusion.config import command_line, main
-from o2o_diffusion.finetuning import Finetuning
-from o2o_diffusion.runs import GROUPS, Run
+from o2o_diffusion.command_line import command_line, main
+from o2o_diffusion.training.finetune import GROUPS, Run
+from o2o_diffusion.training.loop import Finetuning
 
 
 def pretrain(argv: list[str]) -> int:

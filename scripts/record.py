@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from o2o_diffusion.config import command_line, main
-from o2o_diffusion.data.recording import record
+from o2o_diffusion.command_line import command_line, main
+from o2o_diffusion.environments.recording import record
 from o2o_diffusion.errors import InputError
 
 

@@ -1,7 +1,7 @@
 """Train a generator alone, from any dataset, and save it as a folder that a fresh process can load."""
 
-from o2o_diffusion.config import command_line, main
-from o2o_diffusion.generation.training import GROUPS, GeneratorTraining
+from o2o_diffusion.command_line import command_line, main
+from o2o_diffusion.training.train_generator import GROUPS, GeneratorTraining
 
 
 def train_generator(argv: list[str]) -> int:

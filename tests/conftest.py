@@ -65,7 +65,7 @@ def known_overrides(group: str, name: str, values: dict) -> list[str]:
 
     from omegaconf import OmegaConf
 
-    from o2o_diffusion.config import CONFIGS, locate
+    from o2o_diffusion.settings import CONFIGS, locate
 
     target = locate(str(OmegaConf.load(CONFIGS / group / f"{name}.yaml").target))
     known = {field.name for field in fields(target.Config)}

@@ -7,19 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from o2o_diffusion.data.replay import Replay
-from o2o_diffusion.protocols import (
-    Agent,
-    Budget,
-    GeneratedShare,
-    Generator,
-    Learner,
-    Phase,
-    Sampler,
-    Shares,
-    per_block,
-    per_step,
-)
+from o2o_diffusion.protocols import Agent, Generator, Learner, Sampler
+from o2o_diffusion.replay import Replay
+from o2o_diffusion.schedule import Budget, GeneratedShare, Phase, Shares, per_block, per_step
 from o2o_diffusion.types import Episode, Metrics, Source, Transitions
 
 

@@ -3,11 +3,11 @@
 import sys
 from pathlib import Path
 
-from o2o_diffusion.checkpoint import save_checkpoint
-from o2o_diffusion.config import CONFIGS, compose
 from o2o_diffusion.distributed import num_processes, rank
-from o2o_diffusion.finetuning import Finetuning
-from o2o_diffusion.runs import GROUPS, Run
+from o2o_diffusion.settings import CONFIGS, compose
+from o2o_diffusion.training.checkpoint import save_checkpoint
+from o2o_diffusion.training.finetune import GROUPS, Run
+from o2o_diffusion.training.loop import Finetuning
 
 folder, *overrides = sys.argv[1:]
 run = Run(compose(CONFIGS / "finetune.yaml", Finetuning.Config, GROUPS, [*overrides, f"output={folder}/run"]))

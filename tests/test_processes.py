@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from o2o_diffusion.checkpoint import load_checkpoint
+from o2o_diffusion.training.checkpoint import load_checkpoint
 
 WORKER = Path(__file__).parent / "process_worker.py"
 

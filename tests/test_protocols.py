@@ -2,7 +2,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from o2o_diffusion.protocols import per_block, per_episode, per_step
+from o2o_diffusion.schedule import per_block, per_episode, per_step
 
 
 def test_the_protocols_hold_methods_that_come_later():

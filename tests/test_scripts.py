@@ -102,7 +102,7 @@ def mistakes(table: str, folder: Path) -> dict[str, tuple[list[str], str]]:
     "no environment", "discrete actions", "nan", "unwritable output", "not a generator", "tracker", "nothing to resume",
 ])  # fmt: skip
 def test_a_mistake_is_one_line_and_leaves_nothing_behind(tmp_path, pendulum_table, mistake, capsys, monkeypatch):
-    from o2o_diffusion.config import main
+    from o2o_diffusion.command_line import main
 
     monkeypatch.syspath_prepend(str(SCRIPTS))
     import finetune

@@ -15,16 +15,13 @@ import numpy as np
 from o2o_diffusion.data import local
 from o2o_diffusion.data.scores import ReferenceScores, reference_scores
 from o2o_diffusion.data.spaces import ActionBounds, choose_keys, flatten, observation_dim
-from o2o_diffusion.data.tables import read_table, split_table
+from o2o_diffusion.data.tables import FILES, read_table, split_table
 from o2o_diffusion.data.validation import check_flags, checked_episode
-from o2o_diffusion.envs import EnvironmentSpec
 from o2o_diffusion.errors import InputError, nearest
-from o2o_diffusion.types import Episode, TransitionSpec
+from o2o_diffusion.types import EnvironmentSpec, Episode, TransitionSpec
 
 if TYPE_CHECKING:
     from minari import EpisodeData
-
-FILES = (".hdf5", ".h5", ".npz")
 
 
 @dataclass(frozen=True, eq=False)

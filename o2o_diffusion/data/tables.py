@@ -8,10 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from o2o_diffusion.data.validation import checked_episode
-from o2o_diffusion.errors import InputError
+from o2o_diffusion.errors import InputError, nearest
 from o2o_diffusion.types import Episode, TransitionSpec
 
 REQUIRED = ("observations", "actions", "rewards", "terminals", "timeouts")
+FILES = (".hdf5", ".h5", ".npz")
+KNOWN = (*REQUIRED, "next_observations")
+IGNORED = ("infos", "metadata")
+"""What D4RL's files hold besides: nothing that a transition needs."""
 GAP = 1e-6
 """Rows whose next observation differs by more from the following row's observation end an episode."""
 
@@ -40,6 +44,21 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
         if len(array) != rows:
             raise InputError(f"{path}: {key} have {len(array)} rows, rewards have {rows}")
     return table
+
+
+def check_columns(name: str) -> None:
+    """Raises InputError when `name` is a file of a table with a column that no reader knows, such as a misspelt one."""
+    path = Path(name).expanduser()
+    if path.suffix not in FILES or not path.is_file():
+        return
+    try:
+        columns = _columns(path)
+    except Exception as error:  # damaged files fail in many ways
+        raise InputError(f"{path} cannot be read: {error}") from error
+    unknown = [column for column in columns if column.partition("/")[0] not in (*KNOWN, *IGNORED)]
+    if unknown:
+        known = ", ".join(KNOWN)
+        raise InputError(f"{path}: unknown column '{unknown[0]}'{nearest(unknown[0], KNOWN)}; known are {known}")
 
 
 def split_table(name: str, table: dict[str, np.ndarray]) -> tuple[tuple[Episode, ...], TransitionSpec]:
@@ -92,3 +111,15 @@ def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
 
     with h5py.File(path, "r") as file:
         return {key: np.asarray(file[key]) for key in (*REQUIRED, "next_observations") if key in file}
+
+
+def _columns(path: Path) -> list[str]:
+    if path.suffix == ".npz":
+        import numpy as np
+
+        with np.load(path, allow_pickle=False) as file:
+            return list(file.files)
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        return list(file)

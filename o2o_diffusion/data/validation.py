@@ -5,17 +5,11 @@ Each failure raises InputError: one line with dataset, episode, step and field.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from o2o_diffusion.data.spaces import ActionBounds
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.types import Episode, TransitionSpec
-
-if TYPE_CHECKING:
-    from o2o_diffusion.data.datasets import Dataset
-    from o2o_diffusion.envs import AgentEnvironment
 
 TOLERANCE = 1e-3
 """How far an action entry may lie outside [-1, 1] by rounding; it is clipped."""
@@ -59,23 +53,6 @@ def check_flags(where: str, length: int, **flags: np.ndarray) -> None:
         if np.any(array[:-1]):
             step = int(np.argmax(array))
             raise InputError(f"{where}, step {step}: {field} is set before the episode's last step, {length - 1}")
-
-
-def check_environment(dataset: Dataset, environment: AgentEnvironment) -> None:
-    """Raises InputError unless the dataset's transitions could come from `environment`; both shapes are shown."""
-    name = environment.spec.id if environment.spec else "the environment"
-    observations, actions = environment.observation_space.shape, environment.action_space.shape
-    if observations != (dataset.spec.observation_dim,) or actions != (dataset.spec.action_dim,):
-        raise InputError(
-            f"{dataset.name}: observations [{dataset.spec.observation_dim}] and actions [{dataset.spec.action_dim}] do "
-            f"not fit {name}, which has observations {list(observations or ())} and actions {list(actions or ())}"
-        )
-    theirs, ours = environment.bounds, dataset.action_bounds
-    if ours is not None and not (np.allclose(ours.low, theirs.low) and np.allclose(ours.high, theirs.high)):
-        raise InputError(
-            f"{dataset.name}: actions between {ours.low.tolist()} and {ours.high.tolist()} do not fit {name}, which "
-            f"takes {theirs.low.tolist()} to {theirs.high.tolist()}"
-        )
 
 
 def _checked(where: str, field: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

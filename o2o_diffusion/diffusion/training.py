@@ -6,7 +6,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from o2o_diffusion.optimization import Optimizer, Stateful, polyak_update
+from o2o_diffusion.optimization import Optimizer, polyak_update
+from o2o_diffusion.state import Stateful
 
 
 def drop_conditions(conditions: Tensor, uniform: Tensor, *, null: float, probability: float) -> Tensor:

@@ -14,17 +14,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.diffusion.loss import denoising_loss, draw_sigma
 from o2o_diffusion.diffusion.preconditioning import Denoiser, precondition
 from o2o_diffusion.diffusion.solvers import dpm_scheduler, karras_sigmas, sample_dpm, sample_heun
 from o2o_diffusion.diffusion.training import DenoiserTraining
 from o2o_diffusion.distributed import Noise, gather, num_processes, shard
 from o2o_diffusion.errors import InputError
-from o2o_diffusion.generators.model import TransitionDenoiser, load_model
-from o2o_diffusion.generators.saving import find_folder, load_part, push, read_facts, read_settings, save_folder
-from o2o_diffusion.optimization import Stateful
-from o2o_diffusion.protocols import Agent, GeneratedShare
+from o2o_diffusion.generators.model import TransitionDenoiser
+from o2o_diffusion.generators.pretrained import (
+    find_folder,
+    load_model,
+    load_part,
+    push,
+    read_facts,
+    read_settings,
+    save_folder,
+)
+from o2o_diffusion.protocols import Agent
+from o2o_diffusion.replay import Replay
+from o2o_diffusion.schedule import GeneratedShare
+from o2o_diffusion.state import Stateful
 from o2o_diffusion.types import Metrics, Source, Transitions, TransitionSpec
 
 

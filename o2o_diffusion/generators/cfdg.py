@@ -10,12 +10,13 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.diffusion.guidance import classifier_free
 from o2o_diffusion.diffusion.preconditioning import Denoiser
 from o2o_diffusion.diffusion.training import drop_conditions
 from o2o_diffusion.generators.base import DiffusionGenerator, ramped
-from o2o_diffusion.protocols import Agent, GeneratedShare
+from o2o_diffusion.protocols import Agent
+from o2o_diffusion.replay import Replay
+from o2o_diffusion.schedule import GeneratedShare
 from o2o_diffusion.types import Source, Transitions
 
 LABELS = {Source.GENERATED_OFFLINE: 0, Source.GENERATED_ONLINE: 1}

@@ -10,7 +10,6 @@ from typing import Annotated, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.diffusion.guidance import Energy, GuidedRange, clean_energy_guided, energy_guided, noised_energy
 from o2o_diffusion.diffusion.loss import contrastive_accuracy, contrastive_loss, draw_solver_sigma
 from o2o_diffusion.diffusion.preconditioning import Denoiser
@@ -19,7 +18,9 @@ from o2o_diffusion.distributed import broadcast, gather, num_processes, rank
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.generators.base import DiffusionGenerator, proportional, ramped
 from o2o_diffusion.networks.energy import EnergyMLP
-from o2o_diffusion.protocols import Agent, GeneratedShare
+from o2o_diffusion.protocols import Agent
+from o2o_diffusion.replay import Replay
+from o2o_diffusion.schedule import GeneratedShare
 from o2o_diffusion.types import Metrics, Source, Transitions
 
 

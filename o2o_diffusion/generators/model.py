@@ -1,7 +1,6 @@
 """What a diffusion generator saves: network, normaliser, column layout and limits, in diffusers' folder format."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -9,11 +8,9 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
-from o2o_diffusion.data.replay import Pool
 from o2o_diffusion.diffusion.preconditioning import precondition
-from o2o_diffusion.errors import InputError
-from o2o_diffusion.generators.saving import check_manifest
 from o2o_diffusion.networks.residual_mlp import LabelEmbedding, ResidualMLP, ScoreEmbedding
+from o2o_diffusion.replay import Pool
 from o2o_diffusion.types import TransitionSpec
 
 LABELS = ("offline", "online")
@@ -160,20 +157,3 @@ def weighted_moments(fields: Sequence[Tensor], weights: Sequence[float]) -> tupl
     squares = [(field - mean).square().mean(0) for field in fields]
     variance = sum(weight * square for square, weight in zip(squares, weights, strict=True))
     return torch.as_tensor(mean), torch.as_tensor(variance).sqrt().clamp(min=1e-3)
-
-
-def load_model(folder: Path, spec: TransitionSpec, condition: str) -> TransitionDenoiser:
-    """The model saved in `folder`; InputError when it was altered, has other columns or is conditioned otherwise."""
-    check_manifest(folder)
-    model = TransitionDenoiser.from_pretrained(folder)
-    saved, wanted = (_in_words(columns) for columns in (model.config["columns"], layout(spec)))
-    if saved != wanted:
-        raise InputError(f"generator {folder} was made for the columns {saved}; the task has {wanted}")
-    if model.config["condition"] != condition:
-        raise InputError(f"generator {folder} has the condition '{model.config['condition']}', expected '{condition}'")
-    return model
-
-
-def _in_words(columns: Sequence[tuple[str, int]]) -> str:
-    """Columns in one line, as "observations 11, actions 3"."""
-    return ", ".join(f"{name} {width}" for name, width in columns)

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
-from o2o_diffusion.data.replay import Replay
-from o2o_diffusion.optimization import Stateful
-from o2o_diffusion.protocols import Agent, GeneratedShare
+from o2o_diffusion.protocols import Agent
+from o2o_diffusion.replay import Replay
+from o2o_diffusion.schedule import GeneratedShare
+from o2o_diffusion.state import Stateful
 from o2o_diffusion.types import Metrics, Source, Transitions, TransitionSpec
 
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from o2o_diffusion.agents import td_errors
-from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.diffusion.guidance import classifier_free
 from o2o_diffusion.diffusion.preconditioning import Denoiser
 from o2o_diffusion.diffusion.training import drop_conditions
@@ -21,6 +20,7 @@ from o2o_diffusion.generators.base import DiffusionGenerator, proportional
 from o2o_diffusion.networks.curiosity import Curiosity
 from o2o_diffusion.optimization import Optimizer
 from o2o_diffusion.protocols import Agent
+from o2o_diffusion.replay import Replay
 from o2o_diffusion.types import Metrics, Source, Transitions
 
 SCORED_AT_A_TIME = 8_192

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.generators.base import DiffusionGenerator, proportional
+from o2o_diffusion.replay import Replay
 
 
 class SynthER(DiffusionGenerator):

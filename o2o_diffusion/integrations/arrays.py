@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from o2o_diffusion.data.replay import Pool, Replay
 from o2o_diffusion.data.spaces import ActionBounds
 from o2o_diffusion.data.validation import TOLERANCE
 from o2o_diffusion.errors import InputError, nearest
+from o2o_diffusion.replay import Pool, Replay
 from o2o_diffusion.types import Episode, Source, Transitions, TransitionSpec
 
 FIELDS = ("observations", "actions", "rewards", "next_observations", "terminations")

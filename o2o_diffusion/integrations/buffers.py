@@ -15,7 +15,7 @@ from o2o_diffusion.errors import InputError
 from o2o_diffusion.types import Transitions
 
 if TYPE_CHECKING:
-    from o2o_diffusion.augmentation import Augmenter
+    from o2o_diffusion.integrations.augmenter import Augmenter
 
 NAMES = {
     "observations": ("observations", "observation", "obs"),

@@ -30,8 +30,8 @@ from d3rlpy.dataset import (  # pyright: ignore[reportMissingImports]
 )
 from torch import Tensor
 
-from o2o_diffusion.augmentation import Augmenter
 from o2o_diffusion.errors import InputError
+from o2o_diffusion.integrations.augmenter import Augmenter
 from o2o_diffusion.integrations.buffers import check_ratio
 from o2o_diffusion.types import UNKNOWN_RETURN, Transitions, TransitionSpec
 

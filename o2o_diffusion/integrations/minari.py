@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from o2o_diffusion.augmentation import Augmenter
-from o2o_diffusion.config import available
 from o2o_diffusion.data.datasets import load_dataset
+from o2o_diffusion.data.one_step import Layout, check_size, open_dataset, write_rows
 from o2o_diffusion.data.writing import check_new_id
 from o2o_diffusion.errors import InputError, nearest
-from o2o_diffusion.generation.episodes import Layout, check_size, open_dataset, write_rows
-from o2o_diffusion.generators.saving import checksum, find_folder, load_generator
+from o2o_diffusion.generators.pretrained import checksum, find_folder, load_generator
+from o2o_diffusion.integrations.augmenter import Augmenter
+from o2o_diffusion.settings import available
 from o2o_diffusion.types import Source, TransitionSpec
 
 

@@ -17,8 +17,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
-from o2o_diffusion.augmentation import Augmenter, Detached
 from o2o_diffusion.errors import InputError
+from o2o_diffusion.integrations.augmenter import Augmenter, Detached
 from o2o_diffusion.integrations.buffers import check_ratio, mixed, share, without_time_limits
 from o2o_diffusion.types import Transitions
 

@@ -16,8 +16,8 @@ from tensordict import TensorDictBase  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 from torchrl.envs.transforms import Transform  # pyright: ignore[reportMissingImports]
 
-from o2o_diffusion.augmentation import Augmenter
 from o2o_diffusion.errors import InputError
+from o2o_diffusion.integrations.augmenter import Augmenter
 from o2o_diffusion.integrations.buffers import check_ratio, share
 
 Key = str | tuple[str, ...]

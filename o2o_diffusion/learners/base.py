@@ -9,13 +9,13 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from o2o_diffusion.data.normalizer import Normalizer
-from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.distributed import Noise
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.networks.actors import Gaussian, TanhGaussian
-from o2o_diffusion.optimization import Stateful
-from o2o_diffusion.protocols import Budget, Phase, Shares, per_step
+from o2o_diffusion.networks.normalizer import Normalizer
+from o2o_diffusion.replay import Replay
+from o2o_diffusion.schedule import Budget, Phase, Shares, per_step
+from o2o_diffusion.state import Stateful
 from o2o_diffusion.types import Episode, Metrics, Transitions, TransitionSpec
 
 

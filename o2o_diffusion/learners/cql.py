@@ -10,13 +10,13 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.learners.sac import SAC
 from o2o_diffusion.networks.actors import TanhGaussian, TanhGaussianActor, Temperature
 from o2o_diffusion.networks.critics import Critic
 from o2o_diffusion.optimization import Optimizer, polyak_update
-from o2o_diffusion.protocols import Budget, Cadence, Phase, per_episode, per_step
+from o2o_diffusion.replay import Replay
+from o2o_diffusion.schedule import Budget, Cadence, Phase, per_episode, per_step
 from o2o_diffusion.types import Metrics, Transitions
 
 MAX_MULTIPLIER = 1e6

@@ -10,12 +10,12 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.learners.base import BaseLearner
 from o2o_diffusion.learners.iql import IQL
 from o2o_diffusion.networks.actors import Gaussian, GaussianActor, TanhGaussianActor, Temperature
 from o2o_diffusion.optimization import Optimizer
-from o2o_diffusion.protocols import Phase
+from o2o_diffusion.replay import Replay
+from o2o_diffusion.schedule import Phase
 from o2o_diffusion.types import Metrics, Transitions
 
 ENCODING_DIM = 6

@@ -8,7 +8,7 @@ from torch import Tensor
 from o2o_diffusion.learners.cql import CQL
 from o2o_diffusion.learners.famo2o import ENCODING_DIM, Family, encode
 from o2o_diffusion.networks.actors import TanhGaussian, TanhGaussianActor
-from o2o_diffusion.protocols import Budget, Cadence
+from o2o_diffusion.schedule import Budget, Cadence
 from o2o_diffusion.types import Metrics, Transitions
 
 

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.distributed import mean
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.learners.iql import IQL
 from o2o_diffusion.optimization import polyak_update
-from o2o_diffusion.protocols import Phase
+from o2o_diffusion.replay import Replay
+from o2o_diffusion.schedule import Phase
 from o2o_diffusion.types import Metrics, Transitions
 
 

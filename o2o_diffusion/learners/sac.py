@@ -16,7 +16,7 @@ from o2o_diffusion.learners.base import BaseLearner
 from o2o_diffusion.networks.actors import TanhGaussian, TanhGaussianActor, Temperature
 from o2o_diffusion.networks.critics import Critic
 from o2o_diffusion.optimization import Optimizer, polyak_update
-from o2o_diffusion.protocols import Budget, Phase
+from o2o_diffusion.schedule import Budget, Phase
 from o2o_diffusion.types import Metrics, Transitions
 
 

@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 from torch import nn
 
-from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.learners.cql import CQL
 from o2o_diffusion.networks.actors import Softplus, TanhGaussianActor
 from o2o_diffusion.networks.mlp import RELU_GAIN
-from o2o_diffusion.protocols import Budget, Phase, Shares
+from o2o_diffusion.replay import Replay
+from o2o_diffusion.schedule import Budget, Phase, Shares
 from o2o_diffusion.types import Metrics, Transitions
 
 

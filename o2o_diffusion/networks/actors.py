@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from o2o_diffusion.data.normalizer import Normalizer
 from o2o_diffusion.distributed import Noise
 from o2o_diffusion.networks.mlp import MLP, RELU_GAIN
+from o2o_diffusion.networks.normalizer import Normalizer
 
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 MAX_ACTION = 1 - 1e-5  # where atanh is still accurate in float32; densities of actions beyond it are those at it

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from o2o_diffusion.data.normalizer import Normalizer
 from o2o_diffusion.networks.mlp import MLP, RELU_GAIN
+from o2o_diffusion.networks.normalizer import Normalizer
 
 
 class Critic(nn.Module):

@@ -6,7 +6,7 @@ With the sizes that PGR gives it (Wang et al., 2025), https://arxiv.org/abs/2410
 import torch
 from torch import Tensor, nn
 
-from o2o_diffusion.data.normalizer import Normalizer
+from o2o_diffusion.networks.normalizer import Normalizer
 
 
 class ForwardBlock(nn.Module):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from o2o_diffusion.data.spaces import flatten
-from o2o_diffusion.envs import AgentEnvironment, EnvironmentSpec, make_environment, quiet
-from o2o_diffusion.types import Transitions
+from o2o_diffusion.environments.environment import AgentEnvironment, make_environment, quiet
+from o2o_diffusion.types import EnvironmentSpec, Transitions
 
 AGENTS = ("point_env", "ant_env")
 """Where the mazes of gymnasium_robotics keep the environment whose state can be set."""

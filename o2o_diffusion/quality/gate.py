@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import torch
 
-from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.quality.two_sample import auc
+from o2o_diffusion.replay import Replay
 from o2o_diffusion.types import Source, Transitions
 
 REAL = {Source.GENERATED_OFFLINE: Source.OFFLINE, Source.GENERATED_ONLINE: Source.ONLINE}

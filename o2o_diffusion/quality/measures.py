@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from o2o_diffusion.protocols import Agent
-from o2o_diffusion.quality import distances, neighbours, two_sample
+from o2o_diffusion.quality import distances, two_sample
+from o2o_diffusion.quality import neighbors as neighbours
 from o2o_diffusion.quality.dynamics import Simulator, compare_next
 from o2o_diffusion.quality.ensemble import DynamicsEnsemble
 from o2o_diffusion.types import Transitions, TransitionSpec

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from o2o_diffusion.quality.distances import standardize
-from o2o_diffusion.quality.rows import Real, draw
+from o2o_diffusion.quality.real import Real, draw
 from o2o_diffusion.types import Transitions, TransitionSpec
 
 REAL, GENERATED, OTHER = "0.45", "tab:orange", "tab:blue"

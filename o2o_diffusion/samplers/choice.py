@@ -9,8 +9,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.errors import InputError
+from o2o_diffusion.replay import Replay
 from o2o_diffusion.samplers.mixture import Mixture
 from o2o_diffusion.types import Source, Transitions, TransitionSpec
 

@@ -6,11 +6,12 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.distributed import Noise
 from o2o_diffusion.errors import InputError
-from o2o_diffusion.optimization import Stateful
-from o2o_diffusion.protocols import Agent, Shares
+from o2o_diffusion.protocols import Agent
+from o2o_diffusion.replay import Replay
+from o2o_diffusion.schedule import Shares
+from o2o_diffusion.state import Stateful
 from o2o_diffusion.types import Metrics, Source, Transitions, TransitionSpec
 
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from o2o_diffusion.agents import td_errors
-from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.distributed import broadcast
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.protocols import Agent
+from o2o_diffusion.replay import Replay
 from o2o_diffusion.samplers.mixture import Mixture
 from o2o_diffusion.types import Metrics, Source, Transitions, TransitionSpec
 

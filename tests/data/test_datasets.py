@@ -13,8 +13,8 @@ from minari.dataset.minari_storage import MinariStorage
 
 from o2o_diffusion.data.datasets import load_dataset
 from o2o_diffusion.data.local import folder_of
-from o2o_diffusion.data.recording import Recording, Stage, record
-from o2o_diffusion.envs import make_environment
+from o2o_diffusion.environments.environment import make_environment
+from o2o_diffusion.environments.recording import Recording, Stage, record
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.types import RewardTransform
 

@@ -7,10 +7,11 @@ import pytest
 from o2o_diffusion.data.datasets import Dataset
 from o2o_diffusion.data.scores import reference_scores
 from o2o_diffusion.data.spaces import ActionBounds
-from o2o_diffusion.data.validation import check_environment, check_flags, checked_episode
-from o2o_diffusion.envs import EnvironmentSpec, make_environment
+from o2o_diffusion.data.validation import check_flags, checked_episode
+from o2o_diffusion.environments.environment import make_environment
+from o2o_diffusion.environments.tasks import check_environment
 from o2o_diffusion.errors import InputError
-from o2o_diffusion.types import TransitionSpec
+from o2o_diffusion.types import EnvironmentSpec, TransitionSpec
 
 SPEC = TransitionSpec(3, 2)
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from o2o_diffusion.agents import NoAgent
-from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.generators.edis import EDIS
 from o2o_diffusion.networks.actors import Gaussian
+from o2o_diffusion.replay import Replay
 from o2o_diffusion.types import Source, Transitions, TransitionSpec
 
 SPEC = TransitionSpec(2, 1)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from o2o_diffusion.config import locate
-from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.distributed import Noise
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.networks.actors import Gaussian
+from o2o_diffusion.replay import Replay
+from o2o_diffusion.settings import locate
 from o2o_diffusion.types import Source, Transitions, TransitionSpec
 
 SPEC = TransitionSpec(3, 2)

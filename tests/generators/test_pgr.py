@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from o2o_diffusion.agents import NoAgent, td_errors
-from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.generators.pgr import PGR, TopScores, known_returns, scaled
+from o2o_diffusion.replay import Replay
 from o2o_diffusion.types import UNKNOWN_RETURN, RewardTransform, Source, Transitions, TransitionSpec
 
 SPEC = TransitionSpec(2, 1)

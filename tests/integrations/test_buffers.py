@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from o2o_diffusion import Augmenter, TransitionSpec
-from o2o_diffusion.augmentation import Detached
 from o2o_diffusion.errors import InputError
+from o2o_diffusion.integrations.augmenter import Detached
 from o2o_diffusion.integrations.buffers import mixed
 
 TINY = ["updates=10", "num_samples=200", "first_refresh=10", "batch_size=32", "width=8", "depth=1", "num_steps=2"]

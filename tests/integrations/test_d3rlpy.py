@@ -10,10 +10,10 @@ import d3rlpy
 from d3rlpy.algos import CalQLConfig, IQLConfig, TD3PlusBCConfig
 from d3rlpy.dataset import Episode, InfiniteBuffer, MultiStepTransitionPicker, ReplayBuffer
 
-from o2o_diffusion.augmentation import Augmenter
 from o2o_diffusion.errors import InputError
+from o2o_diffusion.integrations.augmenter import Augmenter
 from o2o_diffusion.integrations.d3rlpy import mixed, to_arrays, to_d3rlpy
-from o2o_diffusion.protocols import GeneratedShare
+from o2o_diffusion.schedule import GeneratedShare
 from o2o_diffusion.types import Source, Transitions
 
 MARK = 7.0

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from o2o_diffusion.data.datasets import load_dataset
-from o2o_diffusion.data.recording import Recording, record
+from o2o_diffusion.environments.recording import Recording, record
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.generators.cfdg import CFDG
-from o2o_diffusion.generators.saving import checksum
+from o2o_diffusion.generators.pretrained import checksum
 from o2o_diffusion.integrations.minari import augment
 
 TINY = ["updates=10", "batch_size=32", "width=16", "depth=1", "embedding_dim=8", "num_steps=3"]

@@ -13,10 +13,10 @@ from torchrl.envs.transforms import Compose, ExcludeTransform
 from torchrl.modules import ValueOperator
 from torchrl.objectives import DDPGLoss
 
-from o2o_diffusion.augmentation import Augmenter
 from o2o_diffusion.errors import InputError
+from o2o_diffusion.integrations.augmenter import Augmenter
 from o2o_diffusion.integrations.torchrl import augment_transform
-from o2o_diffusion.protocols import GeneratedShare
+from o2o_diffusion.schedule import GeneratedShare
 from o2o_diffusion.types import Source, Transitions
 
 MARK = 7.0

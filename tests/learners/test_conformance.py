@@ -9,9 +9,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from o2o_diffusion.data.replay import Replay
-from o2o_diffusion.protocols import Budget
+from o2o_diffusion.replay import Replay
 from o2o_diffusion.samplers.mixture import Mixture
+from o2o_diffusion.schedule import Budget
 from o2o_diffusion.types import Source, Transitions, TransitionSpec
 
 SPEC = TransitionSpec(5, 2)

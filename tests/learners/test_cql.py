@@ -4,13 +4,13 @@ import pytest
 import torch
 from test_iql import batch as make_batch
 
-from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.distributed import Noise
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.learners.cql import CQL
 from o2o_diffusion.networks.actors import Gaussian, TanhGaussian
 from o2o_diffusion.networks.critics import Critic
-from o2o_diffusion.protocols import Budget, Phase, per_episode, per_step
+from o2o_diffusion.replay import Replay
+from o2o_diffusion.schedule import Budget, Phase, per_episode, per_step
 from o2o_diffusion.types import Source, Transitions, TransitionSpec
 
 SPEC = TransitionSpec(3, 2)

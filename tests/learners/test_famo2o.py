@@ -5,7 +5,7 @@ import torch
 from test_iql import batch
 
 from o2o_diffusion.learners.famo2o import FamO2O, encode
-from o2o_diffusion.protocols import Phase
+from o2o_diffusion.schedule import Phase
 from o2o_diffusion.types import Transitions, TransitionSpec
 
 

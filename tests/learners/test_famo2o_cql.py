@@ -4,7 +4,7 @@ from test_iql import batch
 
 from o2o_diffusion.learners.famo2o import encode
 from o2o_diffusion.learners.famo2o_cql import FamO2OCQL
-from o2o_diffusion.protocols import Budget, per_block
+from o2o_diffusion.schedule import Budget, per_block
 from o2o_diffusion.types import Transitions, TransitionSpec
 
 NETWORKS = ("actor", "critic", "target_critic", "temperature", "multiplier", "balance")

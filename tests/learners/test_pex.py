@@ -7,7 +7,7 @@ from test_iql import batch
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.learners.iql import IQL
 from o2o_diffusion.learners.pex import PEX
-from o2o_diffusion.protocols import Phase
+from o2o_diffusion.schedule import Phase
 from o2o_diffusion.types import TransitionSpec
 
 SPEC = TransitionSpec(3, 2)

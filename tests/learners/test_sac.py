@@ -2,11 +2,11 @@ import pytest
 import torch
 from test_iql import batch
 
-from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.learners.sac import SAC
-from o2o_diffusion.protocols import Budget
+from o2o_diffusion.replay import Replay
 from o2o_diffusion.samplers.mixture import Mixture
+from o2o_diffusion.schedule import Budget
 from o2o_diffusion.types import Source, Transitions, TransitionSpec
 
 SPEC = TransitionSpec(3, 2)

@@ -3,7 +3,7 @@ import torch
 from test_iql import batch
 
 from o2o_diffusion.learners.td3_bc import TD3BC
-from o2o_diffusion.protocols import Budget
+from o2o_diffusion.schedule import Budget
 from o2o_diffusion.types import Transitions, TransitionSpec
 
 

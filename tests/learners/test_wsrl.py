@@ -5,15 +5,15 @@ import pytest
 import torch
 from test_iql import batch
 
-from o2o_diffusion.config import CONFIGS, compose
-from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.errors import InputError
-from o2o_diffusion.finetuning import Finetuning
 from o2o_diffusion.learners.sac import SAC
 from o2o_diffusion.learners.wsrl import WSRL
-from o2o_diffusion.protocols import Budget
-from o2o_diffusion.runs import GROUPS, Run
+from o2o_diffusion.replay import Replay
 from o2o_diffusion.samplers.mixture import Mixture
+from o2o_diffusion.schedule import Budget
+from o2o_diffusion.settings import CONFIGS, compose
+from o2o_diffusion.training.finetune import GROUPS, Run
+from o2o_diffusion.training.loop import Finetuning
 from o2o_diffusion.types import Source, TransitionSpec
 
 SPEC = TransitionSpec(3, 2)

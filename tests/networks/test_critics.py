@@ -1,9 +1,9 @@
 import torch
 import torch.nn.functional as F
 
-from o2o_diffusion.data.normalizer import Normalizer
 from o2o_diffusion.networks.critics import Critic, Value
 from o2o_diffusion.networks.mlp import MLP
+from o2o_diffusion.networks.normalizer import Normalizer
 
 
 def test_ensemble_equals_its_members_one_by_one():

@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 import torch
 
-from o2o_diffusion.envs import EnvironmentSpec, make_environment
+from o2o_diffusion.environments.environment import make_environment
 from o2o_diffusion.quality.dynamics import Simulator, compare_next, dynamics_error
 from o2o_diffusion.quality.ensemble import DynamicsEnsemble
-from o2o_diffusion.types import Transitions
+from o2o_diffusion.types import EnvironmentSpec, Transitions
 
 KEYS = {
     "PointMaze_UMaze-v3": ("desired_goal", "observation"),

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.quality.gate import aucs, worst_auc
+from o2o_diffusion.replay import Replay
 from o2o_diffusion.types import Source, Transitions, TransitionSpec
 
 

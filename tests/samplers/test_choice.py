@@ -3,11 +3,11 @@ import torch
 from omegaconf import OmegaConf
 from test_mixture import SPEC, replay, rows
 
-from o2o_diffusion.config import CONFIGS, locate
-from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.errors import InputError
-from o2o_diffusion.protocols import GeneratedShare, Shares
+from o2o_diffusion.replay import Replay
 from o2o_diffusion.samplers.choice import Choice
+from o2o_diffusion.schedule import GeneratedShare, Shares
+from o2o_diffusion.settings import CONFIGS, locate
 from o2o_diffusion.types import Source
 
 HALVES = Shares(offline=0.5, online=0.5)

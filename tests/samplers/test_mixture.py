@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from o2o_diffusion.data.replay import Replay
 from o2o_diffusion.errors import InputError
-from o2o_diffusion.protocols import GeneratedShare, Shares
+from o2o_diffusion.replay import Replay
 from o2o_diffusion.samplers.mixture import Mixture
+from o2o_diffusion.schedule import GeneratedShare, Shares
 from o2o_diffusion.types import Source, Transitions, TransitionSpec
 
 SPEC = TransitionSpec(1, 1)

@@ -6,8 +6,8 @@ from test_mixture import SPEC, replay, rows
 
 from o2o_diffusion.agents import NoAgent, td_errors
 from o2o_diffusion.errors import InputError
-from o2o_diffusion.protocols import Shares
 from o2o_diffusion.samplers.prioritized import Prioritized
+from o2o_diffusion.schedule import Shares
 from o2o_diffusion.types import RewardTransform, Source
 
 OFFLINE = Shares(offline=1.0)

@@ -1,0 +1,180 @@
+"""Generated rows as a Minari dataset: each an episode of one step, in the spaces of the dataset they go with."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from o2o_diffusion.data import local
+from o2o_diffusion.data.datasets import Dataset
+from o2o_diffusion.data.spaces import ActionBounds
+from o2o_diffusion.data.tables import FILES
+from o2o_diffusion.data.writing import new_dataset, write_dataset
+from o2o_diffusion.errors import InputError
+from o2o_diffusion.types import Transitions, TransitionSpec
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+    from minari import MinariDataset
+    from minari.data_collector import EpisodeBuffer
+
+BYTES_PER_EPISODE, BYTES_PER_FIELD, SECONDS_PER_EPISODE = 11_700, 3_400, 6e-4
+"""Of one-step episodes in Minari's HDF5 format, measured; a field is one of the arrays that observations consist of."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What the rows of a new dataset look like: its spaces and environment, and how flat rows become observations.
+
+    `recorded` carries observation space, action space and specification. `keys` are the fields of dict observations
+    in the order of a flat row, `repeats` the column of `observation` at which a field that was left out begins.
+    """
+
+    recorded: gym.Env
+    bounds: ActionBounds
+    keys: tuple[str, ...] = ()
+    repeats: Mapping[str, int] | None = None
+
+    @classmethod
+    def of(cls, dataset: Dataset, source: MinariDataset) -> Layout:
+        """That of a Minari dataset which was loaded as `dataset`; raises InputError where its observations nest."""
+        if any("." in key for key in dataset.observation_keys):
+            raise InputError(
+                f"{dataset.name}: rows of nested observations {list(dataset.observation_keys)} can't be written as a"
+                " Minari dataset; write .npz, .hdf5 or .safetensors"
+            )
+        recorded = _recorded(source.observation_space, source.action_space, source.spec.env_spec)
+        repeats = {}
+        if dataset.observation_keys and "achieved_goal" not in dataset.observation_keys:
+            fields: Any = source[0].observations
+            if "achieved_goal" in fields:
+                repeats["achieved_goal"] = _column(fields["achieved_goal"], fields["observation"])
+        return cls(recorded, ActionBounds.of(source.action_space, dataset.name), dataset.observation_keys, repeats)
+
+    @classmethod
+    def flat(cls, spec: TransitionSpec, facts: Mapping[str, Any], environment: gym.Env | None = None) -> Layout:
+        """Flat rows of a saved generator with these `facts`: in the spaces of `environment` if those are flat too."""
+        from gymnasium.spaces import Box
+
+        if environment is not None and environment.observation_space.shape == (spec.observation_dim,):
+            return cls(environment, ActionBounds.of(environment.action_space, "the generator's environment"))
+        low = np.array(facts.get("action_low") or [-1.0] * spec.action_dim, np.float32)
+        high = np.array(facts.get("action_high") or [1.0] * spec.action_dim, np.float32)
+        actions = Box(low, high, dtype=np.float32)
+        observations = Box(-np.inf, np.inf, (spec.observation_dim,), np.float32)
+        return cls(_recorded(observations, actions, None), ActionBounds.of(actions, "the generator"))
+
+    def observations(self, flat: np.ndarray) -> Any:
+        """[T, .] observations of the dataset's space, from `flat` rows [T, observation_dim]."""
+        space: Any = self.recorded.observation_space
+        if not self.keys:
+            return flat.astype(space.dtype)
+        stops = np.cumsum([space[key].shape[0] for key in self.keys])
+        fields = dict(zip(self.keys, np.split(flat, stops[:-1], axis=1), strict=True))
+        for key, column in (self.repeats or {}).items():
+            fields[key] = fields["observation"][:, column : column + space[key].shape[0]]
+        return {key: fields[key].astype(space[key].dtype) for key in space}
+
+    def episodes(self, rows: Transitions) -> Iterator[EpisodeBuffer]:
+        """Every row as an episode of one step, which terminated or was truncated there."""
+        from minari.data_collector import EpisodeBuffer
+
+        rows = rows.to("cpu")
+        both = torch.stack([rows.observations, rows.next_observations], dim=1).numpy()  # [B, 2, observation_dim]
+        actions = self.bounds.to_box(rows.actions.numpy()).astype(self.recorded.action_space.dtype)
+        rewards, ended = rows.rewards.double().numpy(), rows.terminations.numpy() > 0.5
+        for k in range(len(rows)):
+            fields: dict[str, Any] = {  # Minari declares lists and takes arrays
+                "observations": self.observations(both[k]),
+                "actions": actions[k : k + 1],
+                "rewards": rewards[k : k + 1],
+                "terminations": ended[k : k + 1],
+                "truncations": ~ended[k : k + 1],
+                "infos": {},
+            }
+            yield EpisodeBuffer(**fields)
+
+
+def write_rows(
+    dataset_id: str,
+    rows: Transitions,
+    layout: Layout,
+    metadata: Mapping[str, Any],
+    real: MinariDataset | None = None,
+) -> Path:
+    """Write generated `rows`, after the episodes of `real`, as a new Minari dataset; returns its folder.
+
+    Raises InputError where the id is not free or the store cannot be written.
+    """
+    total = len(rows) + (real.total_episodes if real else 0)
+    described = {
+        "algorithm_name": metadata.get("algorithm_name", "diffusion"),
+        "description": f"{len(rows)} transitions generated by a diffusion model, each an episode of one step"
+        + (f", after {total - len(rows)} real episodes." if real else "."),
+        "generated": True,
+        "generated_episodes": [total - len(rows), total],
+    }
+    episodes = tqdm(chain(_copies(real), layout.episodes(rows)), f"write {dataset_id}", total)
+    with new_dataset(dataset_id) as data:
+        write_dataset(data, dataset_id, layout.recorded, episodes, described | dict(metadata))
+    return local.folder_of(dataset_id)
+
+
+def check_size(num_rows: int, layout: Layout) -> None:
+    """Warn of the size and time of a dataset of one-step episodes; raises InputError where the disk is too small."""
+    fields = len(getattr(layout.recorded.observation_space, "spaces", ("",)))
+    size, minutes = num_rows * (BYTES_PER_EPISODE + BYTES_PER_FIELD * fields), num_rows * SECONDS_PER_EPISODE / 60
+    existing = next(path for path in (local.store(), *local.store().absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    told = f"{num_rows:,} generated rows take about {size / 1e9:.2g} GB as one-step episodes of a Minari dataset"
+    if size > free:
+        raise InputError(f"{told}, {existing} has {free / 1e9:.2g} GB left; a table (.npz, .hdf5) is 100 times smaller")
+    print(f"warning: {told}, and {minutes:.1f} minutes to write", file=sys.stderr)
+
+
+def open_dataset(name: str | Path) -> MinariDataset:
+    """The Minari dataset `name`, an id or a folder, with its spaces; to be called after `load_dataset` found it whole.
+
+    Raises InputError where it is a table.
+    """
+    folder = Path(name).expanduser()
+    if folder.suffix in FILES:
+        raise InputError(f"{name} is a table, expected a Minari dataset: an id, or a folder")
+    from minari import MinariDataset
+
+    folder = folder if folder.is_dir() else local.fetch(str(name))
+    return MinariDataset(folder / "data" if (folder / "data").is_dir() else folder)
+
+
+def _copies(source: MinariDataset | None) -> Iterable[EpisodeBuffer]:
+    """The episodes of `source`, as they are."""
+    from minari.data_collector import EpisodeBuffer
+
+    for episode in source.iterate_episodes() if source else ():
+        names = ("observations", "actions", "rewards", "terminations", "truncations", "infos")
+        yield EpisodeBuffer(**{name: getattr(episode, name) for name in names})
+
+
+def _recorded(observations: gym.Space, actions: gym.Space, spec: Any) -> gym.Env:
+    """Something that has an environment's spaces and specification, and nothing else."""
+    import gymnasium as gym
+
+    recorded = gym.Env()
+    recorded.observation_space, recorded.action_space, recorded.spec = observations, actions, spec
+    return recorded
+
+
+def _column(part: np.ndarray, whole: np.ndarray) -> int:
+    """The first column of `whole` [T, .] at which `part` [T, .] repeats in it."""
+    width = part.shape[1]
+    columns = range(whole.shape[1] - width + 1)
+    return next(k for k in columns if np.array_equal(whole[:, k : k + width], part))

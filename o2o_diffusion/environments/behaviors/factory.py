@@ -1,0 +1,50 @@
+"""Behaviours by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from o2o_diffusion.environments.behaviors.balance import Balance
+from o2o_diffusion.environments.behaviors.policy import SavedPolicy, packaged_policy
+from o2o_diffusion.environments.behaviors.waypoints import Waypoints
+from o2o_diffusion.errors import InputError
+
+Behaviour = Callable[[Any], np.ndarray]
+"""A raw observation of the environment -> [action_dim] action in [-1, 1]."""
+
+
+class Random:
+    """Uniform actions."""
+
+    def __init__(self, environment: gym.Env, random: np.random.Generator):
+        self.shape = environment.action_space.shape
+        self.random = random
+
+    def __call__(self, observation: Any) -> np.ndarray:
+        """[action_dim] action, whatever the observation."""
+        return self.random.uniform(-1, 1, self.shape)
+
+
+def make_behaviour(name: str, environment: gym.Env, *, stochastic: bool, random: np.random.Generator) -> Behaviour:
+    """The behaviour `name` ("random", "waypoints", "balance" or a packaged policy) for `environment` with its spaces.
+
+    `stochastic` lets a policy sample its actions. Raises InputError where the name is unknown or does not fit.
+    """
+    if name == "random":
+        return Random(environment, random)
+    if name == "waypoints":
+        return Waypoints(environment)
+    if name == "balance":
+        return Balance(environment)
+    policy = SavedPolicy.load(packaged_policy(name), random if stochastic else None)
+    shapes = environment.observation_space.shape, environment.action_space.shape
+    if shapes != ((policy.observation_dim,), (policy.action_dim,)):
+        raise InputError(
+            f"the behaviour {name!r} takes observations [{policy.observation_dim}] and gives actions "
+            f"[{policy.action_dim}], the environment has observations {shapes[0]} and actions {shapes[1]}"
+        )
+    return policy

@@ -1,0 +1,111 @@
+"""Collecting transitions: the main process steps the environment, every process stores what happened."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from o2o_diffusion.distributed import broadcast, rank
+from o2o_diffusion.errors import InputError
+from o2o_diffusion.protocols import Agent
+from o2o_diffusion.replay import Replay
+from o2o_diffusion.types import Episode, Transitions, TransitionSpec
+
+
+class Interaction:
+    """The training environment and the episode under way.
+
+    An episode is its reset seed and its actions: each reset is seeded with `seed` + the episode's number, and an
+    interrupted episode is restored by stepping its actions again. Only the main process has an environment.
+    """
+
+    def __init__(
+        self, environment: gym.Env | None, spec: TransitionSpec, *, seed: int, device: torch.device | str = "cpu"
+    ):
+        self.environment, self.spec, self.seed, self.device = environment, spec, seed, device
+        self.episode = -1
+        self.last_return = float("nan")
+        self.observations: list[np.ndarray] = []
+        self.actions: list[np.ndarray] = []
+        self.rewards: list[float] = []
+        self.rows: list[Tensor] = []
+
+    @property
+    def under_way(self) -> bool:
+        """Whether an episode has begun and not ended."""
+        return bool(self.observations)
+
+    def begin_episode(self) -> None:
+        """Reset the environment."""
+        self.episode += 1
+        first = np.zeros(self.spec.observation_dim, dtype=np.float32)
+        if self.environment is not None:
+            first, _ = self.environment.reset(seed=self.seed + self.episode)
+        self.observations = [broadcast(torch.from_numpy(first).to(self.device)).cpu().numpy()]
+        self.actions, self.rewards, self.rows = [], [], []
+
+    def step(self, agent: Agent, replay: Replay) -> Episode | None:
+        """Take one exploring step into the online pool; returns the episode when it ended with this step.
+
+        The action is always computed from the environment's own last observation.
+        """
+        action, observation, reward, terminated, truncated = self._step_everywhere(agent)
+        if not (np.isfinite(observation).all() and np.isfinite(reward)):
+            raise InputError(f"the environment gave numbers that are not finite in episode {self.episode}")
+        tensors = [torch.from_numpy(array)[None] for array in (self.observations[-1], action, observation)]
+        batch = Transitions.create(
+            tensors[0], tensors[1], torch.tensor([reward]), tensors[2], torch.tensor([float(terminated)])
+        )
+        self.rows.append(replay.online.append(batch.to(self.device), episode=self.episode, first_step=len(self.rows)))
+        self.observations.append(observation)
+        self.actions.append(action)
+        self.rewards.append(reward)
+        if not (terminated or truncated):
+            return None
+        episode = Episode(
+            np.stack(self.observations), np.stack(self.actions), np.array(self.rewards, dtype=np.float32), terminated
+        )
+        replay.end_episode(episode, torch.cat(self.rows))
+        self.last_return = float(episode.rewards.sum())
+        self.observations = []
+        return episode
+
+    def _step_everywhere(self, agent: Agent) -> tuple[np.ndarray, np.ndarray, float, bool, bool]:
+        """Action, next observation, reward, terminated, truncated: the main process's, on every process."""
+        observation_dim, action_dim = self.spec.observation_dim, self.spec.action_dim
+        message = torch.zeros(action_dim + observation_dim + 3, device=self.device)
+        if rank() == 0:
+            assert self.environment is not None
+            observation = torch.from_numpy(self.observations[-1])[None].to(self.device)
+            action = agent.act(observation)[0].clamp(-1.0, 1.0).cpu().numpy()
+            following, reward, terminated, truncated, _ = self.environment.step(action)
+            flat = np.concatenate([action, following, [reward, terminated, truncated]]).astype(np.float32)
+            message = torch.from_numpy(flat).to(self.device)
+        action, following, last = np.split(broadcast(message).cpu().numpy(), [action_dim, action_dim + observation_dim])
+        return action, following, float(last[0]), bool(last[1]), bool(last[2])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The episode's number, and the actions and rows of the one under way."""
+        return {
+            "episode": self.episode,
+            "last_return": self.last_return,
+            "observations": torch.from_numpy(np.array(self.observations, dtype=np.float32)),
+            "actions": torch.from_numpy(np.array(self.actions, dtype=np.float32)),
+            "rewards": list(self.rewards),
+            "rows": [int(row) for row in self.rows],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state`; raises ValueError when the environment does not repeat its observations."""
+        self.episode, self.last_return = state["episode"], state["last_return"]
+        self.observations, self.actions = list(state["observations"].numpy()), list(state["actions"].numpy())
+        self.rewards, self.rows = list(state["rewards"]), [torch.tensor([row]) for row in state["rows"]]
+        if not self.under_way or self.environment is None:
+            return
+        observation, _ = self.environment.reset(seed=self.seed + self.episode)
+        for action in self.actions:
+            observation, *_ = self.environment.step(action)
+        if not np.array_equal(observation, self.observations[-1]):
+            raise ValueError("the environment does not repeat the interrupted episode; its state cannot be restored")

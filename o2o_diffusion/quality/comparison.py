@@ -1,0 +1,92 @@
+"""The quality of a generator in one nested dictionary: every number beside its floor and, with two labels, its ceiling.
+
+report = evaluate({"offline": rows}, {"offline": Real(held_out, training)})
+report["labels"]["offline"]["auc"]  # {"generated": 0.71, "floor": 0.53}
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from o2o_diffusion.errors import InputError
+from o2o_diffusion.protocols import Agent
+from o2o_diffusion.quality.dynamics import Simulator
+from o2o_diffusion.quality.measures import OF_HELD_OUT, OF_TRAINING, Against, Measure
+from o2o_diffusion.quality.real import Real, draw
+from o2o_diffusion.types import Transitions, TransitionSpec
+
+LABELS = ("offline", "online")
+MIN_ROWS = 100
+"""Fewer rows of a kind tell nothing (a default of ours)."""
+
+
+def evaluate(
+    generated: Mapping[str, Transitions],
+    real: Mapping[str, Real],
+    *,
+    rows: int = 10_000,
+    simulator: Simulator | None = None,
+    agent: Agent | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """`compare` for each label ("offline", "online") of `generated`, each held against the other where `real` has it.
+
+    Returns {"labels": {label: numbers}, "seconds": {measure: seconds}}.
+    """
+    seconds: dict[str, float] = {}
+    options: dict[str, Any] = {"rows": rows, "simulator": simulator, "agent": agent, "seed": seed, "seconds": seconds}
+    labels = {}
+    for label, candidate in generated.items():
+        other = next((real[name] for name in LABELS if name != label and name in real), None)
+        labels[label] = compare(candidate, real[label], other, is_online=label == "online", **options)
+    return {"labels": labels, "seconds": seconds}
+
+
+def compare(
+    generated: Transitions,
+    real: Real,
+    other: Real | None = None,
+    *,
+    is_online: bool = True,
+    rows: int = 10_000,
+    simulator: Simulator | None = None,
+    agent: Agent | None = None,
+    seed: int = 0,
+    measures: Sequence[Measure] = (*OF_HELD_OUT, *OF_TRAINING),
+    seconds: dict[str, float] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Numbers of generated rows of one label, by name: {"generated": .., "floor": .., "ceiling": ..}.
+
+    At most `rows` of each kind are drawn, equally many generated and real ones. The floor is the same function of other
+    real rows of the label, the ceiling that of real rows of the `other` label. Rows that are not finite are counted
+    and left out. With `simulator` and `agent`, dynamics and policy are compared too; `seconds` collects the time of
+    each measure. Raises InputError for fewer than 100 rows.
+    """
+    spec = TransitionSpec(generated.observations.shape[1], generated.actions.shape[1])
+    finite = spec.flatten(generated).isfinite().all(1)
+    size = _size({"generated": int(finite.sum()), "held-out": len(real.held_out), "training": len(real.training)}, rows)
+    held_out, others = draw(real.held_out, size, seed), draw(other.held_out, size, seed) if other else None
+    against = Against(held_out, real.training, others, is_online, spec, simulator, agent, seed)
+    candidates = {"generated": draw(generated[finite], size, seed), "floor": draw(real.training, size, seed + 1)}
+    if other is not None:
+        candidates["ceiling"] = draw(other.training, size, seed + 1)
+    numbers: dict[str, dict[str, Any]] = {"rows": {kind: len(candidate) for kind, candidate in candidates.items()}}
+    numbers["non_finite"] = {"generated": 1 - float(finite.float().mean()), "floor": 0.0}
+    for measure in measures:
+        start = time.perf_counter()
+        for kind, candidate in candidates.items():
+            fitting = held_out if kind == "floor" and measure in OF_TRAINING else candidate
+            for name, value in measure(fitting, against).items():
+                numbers.setdefault(name, {})[kind] = value
+        if seconds is not None:
+            seconds[measure.__name__] = seconds.get(measure.__name__, 0.0) + time.perf_counter() - start
+    return numbers
+
+
+def _size(available: Mapping[str, int], wanted: int) -> int:
+    """Rows of each kind to compare."""
+    kind = min(available, key=lambda name: available[name])
+    size = min(wanted, available[kind])
+    if size < MIN_ROWS:
+        raise InputError(f"{size} {kind} rows are too few to compare; at least {MIN_ROWS} are needed")
+    return size

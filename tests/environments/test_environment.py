@@ -1,0 +1,69 @@
+"""Environments come from the registry only, and speak float32 vectors and actions in [-1, 1]."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from o2o_diffusion.environments.environment import make_environment, make_raw_environment
+from o2o_diffusion.errors import InputError
+from o2o_diffusion.types import EnvironmentSpec
+
+
+def test_actions_are_rescaled_to_the_environments_box():
+    spec = EnvironmentSpec("Pendulum-v1")
+    ours, theirs = make_environment(spec), make_raw_environment(spec)
+    assert ours.action_space == gym.spaces.Box(-1, 1, (1,)) and theirs.action_space.high == 2
+    first, _ = ours.reset(seed=0)
+    assert first.dtype == np.float32 and np.array_equal(first, theirs.reset(seed=0)[0])
+    for action, torque in ((0.5, 1.0), (-1.0, -2.0), (3.0, 2.0)):
+        a, b = ours.step(np.array([action], np.float32)), theirs.step(np.array([torque], np.float32))
+        assert np.array_equal(a[0], b[0]) and a[1] == b[1]
+
+
+def test_the_datasets_limit_and_keyword_arguments_are_used():
+    environment = make_environment(EnvironmentSpec("Pendulum-v1", {"g": 3.0, "render_mode": "human"}, 5))
+    environment.reset(seed=0)
+    ends = [environment.step(np.zeros(1, np.float32))[3] for _ in range(5)]
+    assert ends == [False] * 4 + [True]
+    assert getattr(environment.unwrapped, "g") == 3.0 and environment.render_mode is None  # noqa: B009
+
+
+def test_goal_observations_are_flattened_by_key():
+    spec = EnvironmentSpec("PointMaze_UMaze-v3")
+    raw, _ = make_raw_environment(spec).reset(seed=0)
+    flat, _ = make_environment(spec, ("desired_goal", "observation")).reset(seed=0)
+    assert np.array_equal(flat, np.concatenate([raw["desired_goal"], raw["observation"]]).astype(np.float32))
+    with pytest.raises(InputError, match=r"observations have the fields .*expected \['nothing'\]"):
+        make_environment(spec, ("nothing",))
+    with pytest.raises(InputError, match="observations have the fields"):
+        make_environment(spec)
+
+
+def test_unknown_environments_get_the_nearest_name():
+    with pytest.raises(InputError, match="unknown environment 'HalfChetah-v5'; did you mean 'HalfCheetah-v5'"):
+        make_environment(EnvironmentSpec("HalfChetah-v5"))
+    with pytest.raises(InputError, match="unknown environment 'os:Hopper-v5'"):
+        make_environment(EnvironmentSpec("os:Hopper-v5"))
+
+
+def test_code_from_elsewhere_is_not_run():
+    gym.register("Foreign-v0", entry_point="antigravity:Environment")
+    try:
+        with pytest.raises(InputError, match="code of antigravity:Environment is not run"):
+            make_environment(EnvironmentSpec("Foreign-v0"))
+    finally:
+        del gym.registry["Foreign-v0"]
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        (EnvironmentSpec("CartPole-v1"), "actions must be a bounded vector"),
+        (EnvironmentSpec("Pendulum-v1", {"gravity": 1}), "cannot be made: .*gravity"),
+        (EnvironmentSpec("HalfCheetah-v2"), "HalfCheetah-v2 with {} cannot be made"),
+    ],
+)
+def test_environments_that_do_not_work_are_one_line(spec, message):
+    with pytest.raises(InputError, match=message) as error:
+        make_environment(spec)
+    assert "\n" not in str(error.value)

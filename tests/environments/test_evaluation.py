@@ -1,0 +1,70 @@
+"""Evaluation counts each episode once, repeats exactly, and shows the score that fits the task."""
+
+import numpy as np
+import pytest
+import torch
+
+from o2o_diffusion.data.scores import ReferenceScores
+from o2o_diffusion.environments.environment import make_environment
+from o2o_diffusion.environments.evaluation import Evaluation, Evaluator
+from o2o_diffusion.types import EnvironmentSpec
+
+HOPPER = EnvironmentSpec("Hopper-v5", max_episode_steps=300)
+
+
+class Still:
+    """Acts 0; its steps are counted."""
+
+    def __init__(self, dim):
+        self.dim, self.rows = dim, 0
+
+    def act(self, observations, *, deterministic=False):
+        assert deterministic
+        self.rows += len(observations)
+        return torch.zeros(len(observations), self.dim)
+
+
+def reference(spec, seed, dim):
+    environment = make_environment(spec)
+    environment.reset(seed=seed)
+    total, ended, steps = 0.0, False, 0
+    while not ended:
+        _, reward, terminated, truncated, _ = environment.step(np.zeros(dim, np.float32))
+        total, ended, steps = total + float(reward), terminated or truncated, steps + 1
+    return total, steps
+
+
+@pytest.mark.parametrize("max_parallel", [1, 3, 10])
+def test_exactly_the_episodes_asked_for_are_counted(max_parallel):
+    agent = Still(3)
+    evaluation = Evaluator(HOPPER, episodes=7, seed=100, max_parallel=max_parallel)(agent)
+    expected = [reference(HOPPER, 100 + episode, 3) for episode in range(7)]
+    assert list(zip(evaluation.returns, evaluation.lengths, strict=True)) == expected
+    assert len(set(evaluation.lengths)) > 1  # episodes of different lengths, each counted once
+    assert agent.rows == sum(evaluation.lengths)
+
+
+def test_equal_agents_get_equal_evaluations():
+    evaluator = Evaluator(HOPPER, episodes=4, seed=0, max_parallel=2)
+    first = evaluator(Still(3))
+    evaluator(Still(3), episodes=3)
+    assert evaluator(Still(3)) == first and len(evaluator(Still(3), episodes=2).returns) == 2
+
+
+def test_success_is_counted_in_goal_tasks():
+    spec = EnvironmentSpec("PointMaze_UMaze-v3", {"continuing_task": False}, 20)
+    evaluation = Evaluator(spec, ("desired_goal", "observation"), episodes=3, seed=0)(Still(2))
+    assert evaluation.successes is not None and len(evaluation.successes) == 3
+    assert evaluation.unit == "success rate in %" and evaluation.score == 100 * np.mean(evaluation.successes)
+
+
+def test_the_score_fits_the_task():
+    references = ReferenceScores(0.0, 10.0, "Minari metadata")
+    both = Evaluation((1.0, 3.0), (5, 7), (True, False), references, is_goal_task=False)
+    assert both.score == both.normalized_score == 20 and "Minari metadata" in both.unit
+    assert both.standard_error == pytest.approx(10 * np.sqrt(2) / np.sqrt(2))  # sd of (10, 30) over sqrt(2)
+    assert both.mean_return == 2 and both.return_standard_error == pytest.approx(1) and both.mean_length == 6
+    goal = Evaluation((1.0, 3.0), (5, 7), (True, False), references, is_goal_task=True)
+    assert goal.score == 50 and goal.success_rate == 0.5
+    plain = Evaluation((1.0, 3.0), (5, 7), None, None, is_goal_task=False)
+    assert (plain.score, plain.unit, plain.normalized_score, plain.success_rate) == (2, "return", None, None)

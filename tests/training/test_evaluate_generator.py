@@ -1,0 +1,76 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from o2o_diffusion.data.datasets import load_dataset
+from o2o_diffusion.errors import InputError
+from o2o_diffusion.generators.cfdg import CFDG
+from o2o_diffusion.training.evaluate_generator import Config, evaluate_saved, real_rows
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate_generator.py"
+TINY = CFDG.Config(updates=20, batch_size=32, width=16, depth=1, embedding_dim=8, num_steps=4)
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory, pendulum_table) -> str:
+    """A generator that has been trained a little on Pendulum, saved."""
+    from o2o_diffusion.agents import NoAgent
+    from o2o_diffusion.data.loading import make_replay
+
+    dataset = load_dataset(pendulum_table)
+    replay, agent = make_replay(dataset), NoAgent()
+    made = CFDG(TINY, dataset.spec, seed=0)
+    made.begin_refresh(replay, agent)
+    for _ in range(made.num_updates):
+        made.update(replay, agent)
+    made.facts = {"dataset_sha256": dataset.fingerprint}
+    folder = tmp_path_factory.mktemp("generator") / "pendulum"
+    made.save_pretrained(folder)
+    return str(folder)
+
+
+def test_the_script_writes_a_report_and_a_page(tmp_path, generator, pendulum_table):
+    overrides = [f"generator={generator}", f"dataset={pendulum_table}", f"output={tmp_path / 'report'}", "rows=200"]
+    result = subprocess.run(
+        [sys.executable, str(SCRIPT), *overrides, "threads=1"], capture_output=True, text=True, env=dict(os.environ)
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "two-sample AUC" in result.stdout and "were trained on" in result.stdout
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert {"generated", "floor"} == set(report["labels"]["offline"]["auc"])
+    assert report["labels"]["offline"]["dynamics_ratio"]["generated"] > 0  # a table names no environment
+    assert report["seconds"]["total"] >= report["seconds"]["classifiers"] > 0
+    assert (tmp_path / "report" / "page.png").is_file()
+
+
+def test_rows_of_another_dataset_are_held_out_without_a_note(generator, pendulum_table):
+    dataset = load_dataset(pendulum_table)
+    config = Config(dataset=pendulum_table, online_dataset=pendulum_table, held_out=pendulum_table, rows=200)
+    real, notes = real_rows(config, dataset, {})
+    assert len(real["offline"].held_out) == len(real["offline"].training) == 400
+    _, warned = real_rows(config, dataset, {"dataset_sha256": dataset.fingerprint})
+    assert len(warned) == 2 and "were trained on" in warned[0]
+    assert len(real["online"].held_out) == 200 and len(notes) == 1 and "may have been trained on" in notes[0]
+
+
+def test_mistakes_are_one_line(tmp_path, generator, pendulum_table):
+    dataset = load_dataset(pendulum_table)
+    with pytest.raises(InputError, match="not a saved generator"):
+        evaluate_saved(Config(generator=str(tmp_path), dataset=pendulum_table), dataset)
+    result = subprocess.run([sys.executable, str(SCRIPT), f"generator={generator}"], capture_output=True, text=True)
+    assert (
+        result.returncode == 2 and result.stderr.startswith("error: give generator=") and result.stderr.count("\n") == 1
+    )
+
+
+def test_the_same_seed_gives_the_same_report(tmp_path, generator, pendulum_table):
+    torch.set_num_threads(1)
+    dataset = load_dataset(pendulum_table)
+    config = Config(generator=generator, dataset=pendulum_table, rows=200, output=str(tmp_path))
+    first, second = (evaluate_saved(config, dataset)["labels"] for _ in range(2))
+    assert first == second
