@@ -1,13 +1,13 @@
-"""Generators and solvers side by side: each setting is trained once per dataset and drawn from with every solver.
+"""Compare generators and solvers: train each setting once per dataset and sample with every solver.
 
     python benchmarks/generators.py solvers --data HOPPER=OFFLINE_FOLDER,ONLINE_FOLDER DOOR=OFFLINE_FOLDER \
         --vary cfdg edis pgr synther --solvers dpm-8 dpm-16 dpm-32 heun-128
 
-A setting is a generator's name with overrides, as `cfdg:guidance=2,label_dropout=0.1`. Every tenth episode is held out.
-Of the online dataset `--online-rows` rows, in episodes of random order, carry the online label; without one, the rows
-of every fifth episode of the offline dataset do, so that both labels mean the same. The policy that EDIS asks is an IQL
-of `--policy-updates` updates on the offline rows. Results lie under runs/benchmarks/<name>/ and are not made again; the
-table is printed and all numbers go to docs/results/<name>.json. Two settings are trained at a time, a thread each.
+A setting is a generator's name with overrides, e.g. `cfdg:guidance=2,label_dropout=0.1`. Every tenth episode is held
+out. `--online-rows` rows of the online dataset, in random order of episodes, are labeled online; without an online
+dataset, every fifth episode of the offline one is, so that both labels have the same distribution. EDIS queries an IQL
+policy trained for `--policy-updates` updates on the offline rows. Results are cached in runs/benchmarks/<name>/; the
+table is printed and all numbers are written to docs/results/<name>.json. Two settings run at a time, one thread each.
 """
 
 import argparse
@@ -26,9 +26,9 @@ import torch
 from o2o_diffusion.data.datasets import Dataset, load_dataset
 from o2o_diffusion.learners.iql import IQL
 from o2o_diffusion.quality import two_sample
-from o2o_diffusion.quality.comparison import Real, compare
+from o2o_diffusion.quality.comparison import RealData, compare
 from o2o_diffusion.quality.dynamics import Simulator
-from o2o_diffusion.quality.measures import Against, dynamics, marginals, transport, validity
+from o2o_diffusion.quality.measures import Reference, dynamics, marginals, transport, validity
 from o2o_diffusion.replay import Replay
 from o2o_diffusion.samplers.mixture import Mixture
 from o2o_diffusion.schedule import Budget
@@ -46,7 +46,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Settings:
-    """No settings of a run: only the generator's are composed."""
+    """No run settings: only the generator's are composed."""
 
 
 @dataclass(frozen=True)
@@ -65,19 +65,19 @@ class Cell:
     path: Path
 
 
-def auc(candidate: Transitions, against: Against) -> dict[str, Any]:
+def auc(candidate: Transitions, against: Reference) -> dict[str, Any]:
     rows = against.spec.flatten(candidate)
     return {"auc": two_sample.auc(rows[: len(against.rows)], against.rows, seed=against.seed)}
 
 
 def split(dataset: Dataset) -> tuple[list[Episode], list[Episode]]:
-    """Episodes to train on, and every tenth, held out."""
+    """Split off every tenth episode: (training episodes, held-out episodes)."""
     numbered = list(enumerate(dataset.episodes))
     return [e for n, e in numbered if n % 10 != 9], [e for n, e in numbered if n % 10 == 9]
 
 
 def fill(cell: Cell) -> tuple[Replay, Transitions, Dataset]:
-    """The replay, held-out rows of the online label, and the dataset whose environment they are from."""
+    """The replay, held-out rows of the online label, and the offline dataset with its environment."""
     dataset = load_dataset(cell.offline)
     offline, held_out = split(dataset)
     if cell.online:
@@ -95,16 +95,17 @@ def fill(cell: Cell) -> tuple[Replay, Transitions, Dataset]:
 
 
 def policy(replay: Replay, updates: int, seed: int) -> IQL:
-    """An agent for the generators that ask one."""
+    """Train a policy for generators that query one."""
     learner, sampler = IQL(IQL.Config(), replay.spec, seed=seed), Mixture(Mixture.Config(), replay.spec, seed=seed)
-    learner.begin_phase(learner.phases(Budget(updates, 0))[0], replay)
+    phase = learner.phases(Budget(updates, 0))[0]
+    learner.begin_phase(phase, replay)
     for _ in range(updates):
-        learner.update(sampler.sample(replay, learner.batch_size))
+        learner.update(replay.scaled(replay.gather(sampler.sample(replay, phase.shares, phase.batch_size))))
     return learner
 
 
 def run(cell: Cell) -> Path:
-    """Train, draw with every solver, measure, write."""
+    """Train the generator, sample with every solver, measure, and write the results."""
     if cell.path.exists():
         return cell.path
     torch.set_num_threads(1)
@@ -117,9 +118,9 @@ def run(cell: Cell) -> Path:
         compose(None, Settings, ("generator",), given).components["generator"].build(replay.spec, seed=cell.seed)
     )
     start = time.perf_counter()
+    metrics, updates = {}, generator.next_refresh(replay).updates
     generator.begin_refresh(replay, agent)
-    metrics = {}
-    for _ in range(generator.num_updates):
+    for _ in range(updates):
         metrics |= generator.update(replay, agent)
     result: dict[str, Any] = {
         "data": cell.data,
@@ -130,14 +131,15 @@ def run(cell: Cell) -> Path:
         "metrics": {key: float(value) for key, value in metrics.items()},
         "solvers": {},
     }
-    simulator = Simulator.find(dataset.environment, dataset.observation_keys, held_out)
-    real = Real(held_out, replay.online.all())
+    simulator = Simulator.find(dataset.environment, held_out)
+    real = RealData(held_out, replay.online.all())
     for solver in cell.solvers:
         kind, *numbers = solver.split("-")
         steps, restarts = (*map(int, numbers), 0)[:2]
-        generator.config = replace(generator.config, solver=kind, num_steps=steps, restarts=restarts)
+        sampling = replace(generator.config.sampling, solver=kind, num_steps=steps, restarts=restarts)
+        generator.config = replace(generator.config, sampling=sampling)
         start = time.perf_counter()
-        rows = generator.sample(cell.rows, replay=replay, agent=agent)
+        rows = generator.sample(cell.rows, source=Source.GENERATED_ONLINE, replay=replay, agent=agent)
         speed = len(rows) / (time.perf_counter() - start)
         measures = (auc, marginals, transport, dynamics, validity)
         numbers = compare(rows, real, rows=cell.rows, simulator=simulator, seed=cell.seed, measures=measures)
@@ -150,7 +152,7 @@ def run(cell: Cell) -> Path:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Markdown, a row for each dataset, setting and solver, with the floor of each dataset first."""
+    """Markdown table with one row per dataset, setting and solver, each dataset's floor first."""
     lines = [
         "| data | setting | solver | rows/s | " + " | ".join(COLUMNS.values()) + " |",
         "|---" * (len(COLUMNS) + 4) + "|",
@@ -173,7 +175,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Parse, run two at a time, collect."""
+    """Run the cells in parallel, write the results and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="of the benchmark: docs/results/<name>.json")
     parser.add_argument("--data", nargs="+", required=True, metavar="NAME=OFFLINE[,ONLINE]")

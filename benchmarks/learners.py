@@ -1,10 +1,10 @@
-"""Updates per second of every learner's YAML file, as it pretrains, against a plain IQL, on one core.
+"""Pretraining updates per second of every learner's YAML file, compared with a plain IQL, on one core.
 
     python benchmarks/learners.py [--rounds 9] [--seconds 0.3] [--output learners.json]
 
-The reference is written as public PyTorch code usually is: one module per critic, default Adam, target averaging by a
-loop, losses logged with `.item()`. Rounds are interleaved, so that whatever else the machine does slows all alike;
-medians are reported. Batch 256, 17 observations, 6 actions, each learner's own networks; the reference has two hidden
+The reference is written like typical public PyTorch code: one module per critic, default Adam, target averaging in a
+loop, losses logged with `.item()`. Rounds are interleaved, so that other load on the machine slows all equally; medians
+are reported. Batch size 256, 17-d observations, 6-d actions, each learner's own networks; the reference has two hidden
 layers of 256.
 """
 
@@ -21,16 +21,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from o2o_diffusion.settings import CONFIGS, available, compose
-from o2o_diffusion.training.finetune import GROUPS
-from o2o_diffusion.training.loop import Finetuning
+from o2o_diffusion.training.folders import GROUPS
+from o2o_diffusion.training.loop import Loop
 from o2o_diffusion.types import Transitions, TransitionSpec
 
 SPEC = TransitionSpec(observation_dim=17, action_dim=6)
-BATCH_SIZE, HIDDEN = 256, 256
+BATCH_SIZE, HIDDEN, DISCOUNT = 256, 256, 0.99
 
 
 class ReferenceIQL:
-    """IQL without care for speed."""
+    """IQL, not optimized for speed."""
 
     def __init__(self):
         both = SPEC.observation_dim + SPEC.action_dim
@@ -45,7 +45,7 @@ class ReferenceIQL:
         self.actor_optimizer = torch.optim.Adam([*self.actor.parameters(), self.log_std], lr=3e-4)
 
     def update(self, batch: Transitions) -> dict[str, float]:
-        """Value, critics, targets, actor."""
+        """Update value, critics, targets and actor."""
         x = torch.cat([batch.observations, batch.actions], dim=-1)
         with torch.no_grad():
             target_q = torch.minimum(*(q(x) for q in self.targets)).squeeze(-1)
@@ -53,7 +53,7 @@ class ReferenceIQL:
         advantage = target_q - self.v(batch.observations).squeeze(-1)
         v_loss = ((0.7 - (advantage < 0).float()).abs() * advantage**2).mean()
         descend(self.v_optimizer, v_loss)
-        y = batch.rewards + 0.99 * (1 - batch.terminations) * next_v
+        y = batch.rewards + DISCOUNT * (1 - batch.terminations) * next_v
         q_loss = F.mse_loss(self.q1(x).squeeze(-1), y) + F.mse_loss(self.q2(x).squeeze(-1), y)
         descend(self.q_optimizer, q_loss)
         for target, source in zip(self.targets, (self.q1, self.q2), strict=True):
@@ -80,10 +80,10 @@ def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
 
 
 def contestants() -> dict[str, tuple[Callable, str]]:
-    """Name -> (update, matrix-product precision)."""
+    """Name -> (update, matmul precision)."""
     runs = {name: (ReferenceIQL().update, p) for name, p in (("reference", "highest"), ("reference, oneDNN", "medium"))}
     for name in available("learner"):
-        settings = compose(CONFIGS / "finetune.yaml", Finetuning.Config, GROUPS, [f"learner={name}"])
+        settings = compose(CONFIGS / "finetune.yaml", Loop.Config, GROUPS, [f"learner={name}"])
         runs[name] = (settings.components["learner"].build(SPEC, seed=0, device="cpu").update, "medium")
     return runs
 
@@ -106,7 +106,9 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     states, actions = torch.randn(2, BATCH_SIZE, SPEC.observation_dim), 2 * torch.rand(BATCH_SIZE, SPEC.action_dim) - 1
-    batch = Transitions.create(states[0], actions, torch.randn(BATCH_SIZE), states[1], torch.zeros(BATCH_SIZE))
+    discounts = torch.full((BATCH_SIZE,), DISCOUNT)
+    fields = (states[0], actions, torch.randn(BATCH_SIZE), states[1], torch.zeros(BATCH_SIZE))
+    batch = Transitions.create(*fields, discounts=discounts)
     runs = contestants()
     rates: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(arguments.rounds + 1):

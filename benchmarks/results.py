@@ -1,11 +1,10 @@
-"""Every learner with every generator on every dataset of results.yaml, into docs/results.md.
+"""Run every learner with every generator on every dataset in results.yaml, and write docs/results.md.
 
     python benchmarks/results.py --data <folder> --datasets hopper/medium-v0 halfcheetah/mixed-v0
 
-The datasets are folders below `--data`. A learner is pretrained once for each dataset and seed, and fine-tuned from
-there with each generator. Runs lie under runs/benchmarks/results/ and are skipped when they are finished, so that the
-command can be repeated after an interruption; the table is written from whatever is finished, every number goes to
-docs/results/results.json.
+The datasets are folders in `--data`. Each learner is pretrained once per dataset and seed, then fine-tuned with each
+generator. Runs are stored in runs/benchmarks/results/ and skipped if finished, so that the command can be repeated
+after an interruption; the table covers the finished runs, and every number is written to docs/results/results.json.
 """
 
 import argparse
@@ -28,23 +27,24 @@ COLUMNS = {
 }
 INTRODUCTION = """# Every learner, with and without generated rows
 
-Made by `python benchmarks/results.py --data <folder>`: what the cells are run with stands in `benchmarks/results.yaml`,
-every number of every seed in `docs/results/results.json`. Scores are normalised (0 random, 100 expert), means of 20
-episodes at the switch and at the end and of 10 on the way, then mean ± standard deviation over seeds; the area under
-the curve is the mean of a run's evaluations, the worst score that of all after the switch. Generated rows are those of
-`generator.updates=5000 generator.restarts=0`, which are 8,000 and 8 by default since: [learners.md](learners.md) says
-what changes. The data are local recordings, not D4RL's, and the budgets are a fiftieth of the papers' or less, so these
-numbers compare the learners here and nothing else. What they say: [learners.md](learners.md)."""
+Made by `python benchmarks/results.py --data <folder>`; `benchmarks/results.yaml` has the settings of every cell,
+`docs/results/results.json` every number of every seed. Scores are normalized (0 random, 100 expert): means of 20
+episodes at the switch and at the end and of 10 in between, then mean ± standard deviation over seeds. The area under
+the curve is the mean over a run's evaluations, the worst score the minimum over all evaluations after the switch.
+Generated rows are from `generator.updates=5000 generator.sampling.restarts=0`; the defaults have since become 8,000 and
+8, with the effects described in [learners.md](learners.md). The data are local recordings, not D4RL's, and the budgets
+are a fiftieth of the papers' or less, so these numbers compare the learners with each other and nothing else. For the
+findings, see [learners.md](learners.md)."""
 
 
 def settings(learner: str) -> list[str]:
-    """Of a learner's runs, whatever the dataset and the generator."""
+    """Settings of a learner's runs, for any dataset and generator."""
     budget, *own = PLAN.learners[learner]
     return [*PLAN.common, *PLAN.budgets[budget], *own, f"learner={learner}", "threads=1", "logger.progress=false"]
 
 
 def folder(dataset: str, learner: str, generator: str, seed: int) -> Path:
-    """Where a cell's run lies; `generator` "pretrain" is the offline part of all of them."""
+    """Run folder of a cell; `generator` "pretrain" is the offline run shared by all generators."""
     return RUNS / dataset.replace("/", "-") / f"{learner}_{generator}_{seed}"
 
 
@@ -74,7 +74,7 @@ def collect(seeds: int) -> list[dict]:
 
 
 def table(rows: list[dict], dataset: str, seeds: int) -> str:
-    """Markdown: a row for a learner with a generator, mean ± standard deviation over seeds and every final score."""
+    """Markdown table, one row per learner and generator: mean ± standard deviation over seeds, every final score."""
     head = ["learner", "generator", *COLUMNS.values(), "final, each seed", "offline updates + steps", "updates"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for learner, generator in itertools.product(PLAN.learners, PLAN.generators):
@@ -105,7 +105,7 @@ def budget(learner: str) -> str:
 
 
 def write(seeds: int) -> None:
-    """docs/results.md and docs/results/results.json, of what is finished."""
+    """Write docs/results.md and docs/results/results.json for the finished runs."""
     rows = collect(seeds)
     documents = ROOT / "docs"
     plan = OmegaConf.to_container(PLAN)
@@ -115,7 +115,7 @@ def write(seeds: int) -> None:
 
 
 def main() -> None:
-    """Parse, run, write."""
+    """Run all cells and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder in which the datasets' folders lie")
     parser.add_argument("--datasets", nargs="*", default=list(PLAN.datasets), help="of which to run the cells")

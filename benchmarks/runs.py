@@ -1,10 +1,10 @@
-"""Several seeds of one or more settings, side by side, into one JSON file and one table.
+"""Run several seeds of one or more settings in parallel; write one JSON file and print one table.
 
     python benchmarks/runs.py short --seeds 5 --vary generator=cfdg generator=none --set online_steps=6000
 
-A variant is one setting, or several in quotes, and is called by the value of its first. Runs lie under
-runs/benchmarks/<name>/ and are skipped when they are finished, so that the command can be repeated after an
-interruption. Each process has one thread; `--jobs` of them run at a time.
+A variant is one setting, or several in quotes, named by the value of the first. Runs are stored in
+runs/benchmarks/<name>/ and skipped if finished, so that the command can be repeated after an interruption. Each process
+has one thread; `--jobs` processes run at a time.
 """
 
 import argparse
@@ -33,7 +33,7 @@ COLUMNS = {
 
 
 def run(folder: Path, overrides: list[str], script: str = "finetune.py") -> None:
-    """One run, unless it is finished; what it prints goes to a log beside it."""
+    """Start or resume a run unless it is finished; its output goes to a log file next to its folder."""
     if (folder / "summary.json").exists():
         return
     begun = list(folder.glob("checkpoints/step_*"))
@@ -48,12 +48,12 @@ def run(folder: Path, overrides: list[str], script: str = "finetune.py") -> None
 
 
 def name(variant: str) -> str:
-    """The value of a variant's first setting; of a path the last two parts."""
+    """Value of a variant's first setting; for a path, its last two parts."""
     return "-".join(Path(shlex.split(variant)[0].partition("=")[2]).parts[-2:])
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown, a row a run."""
+    """Markdown table with one row per run."""
     lines = ["| settings | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for row in rows:
         values = (row[name] for name in COLUMNS)
@@ -63,7 +63,7 @@ def table(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    """Parse, run, collect."""
+    """Run all variants and seeds, write the results and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="of the benchmark: docs/results/<name>.json")
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 ... N-1")

@@ -1,9 +1,9 @@
-"""How far a learner's values have come: correlation of V with the return that follows, on episodes held out.
+"""Convergence of a learner's values: correlation of V with the subsequent return, on held-out episodes.
 
     python benchmarks/values.py <hopper/medium-v0> --taus 0.005 0.05 --updates 10000 20000
 
-IQL with each `learner.tau` on four fifths of a dataset's episodes; on every fifth one, V at some steps against the
-discounted return from there. Prints a table and writes docs/results/values.json.
+Trains IQL with each `learner.tau` on four fifths of a dataset's episodes; on the rest (every fifth), compares V at
+selected steps with the discounted return-to-go. Prints a table and writes docs/results/values.json.
 """
 
 import argparse
@@ -21,15 +21,16 @@ import torch
 from o2o_diffusion.learners.iql import IQL
 from o2o_diffusion.schedule import Budget
 from o2o_diffusion.settings import CONFIGS, compose
-from o2o_diffusion.training.finetune import GROUPS, Run
-from o2o_diffusion.training.loop import Finetuning
+from o2o_diffusion.training.finetune import Run
+from o2o_diffusion.training.folders import GROUPS
+from o2o_diffusion.training.loop import Loop
 from o2o_diffusion.types import Episode
 
 ROOT = Path(__file__).parent.parent
 
 
 def correlations(learner: IQL, episodes: Sequence[Episode], returns: list[np.ndarray], steps: list[int]) -> list[float]:
-    """Over episodes, of V and the return, at each of `steps`."""
+    """Correlation of V and the return over episodes, at each of `steps`."""
     found = []
     for step in steps:
         states = np.stack([episode.observations[step] for episode in episodes])
@@ -40,10 +41,10 @@ def correlations(learner: IQL, episodes: Sequence[Episode], returns: list[np.nda
 
 
 def course(dataset: str, tau: float, updates: list[int], steps: list[int]) -> Iterator[dict[str, Any]]:
-    """Train with `tau`; the correlations after each number of `updates`."""
+    """Train with `tau`; yields the correlations after each number of `updates`."""
     given = ["learner=iql", f"learner.tau={tau}", "generator=none", f"task.dataset={dataset}", "threads=1"]
     with TemporaryDirectory() as folder:
-        run = Run(compose(CONFIGS / "finetune.yaml", Finetuning.Config, GROUPS, [*given, f"output={folder}/run"]))
+        run = Run(compose(CONFIGS / "finetune.yaml", Loop.Config, GROUPS, [*given, f"output={folder}/run"]))
     replay, learner, episodes = run.loop.replay, run.loop.learner, run.task.dataset.episodes
     assert isinstance(learner, IQL)
     held_out = [episode for episode in episodes[::5] if len(episode) > max(steps)]
@@ -51,13 +52,14 @@ def course(dataset: str, tau: float, updates: list[int], steps: list[int]) -> It
         raise SystemExit(
             f"{dataset}: {len(held_out)} of every fifth episode are longer than {max(steps)} steps, expected 2"
         )
-    returns = [episode.returns(replay.transform, learner.config.discount) for episode in held_out]
+    returns = [episode.returns(replay.transform, replay.discount) for episode in held_out]
     trained = torch.tensor([i % 5 > 0 for i, e in enumerate(episodes) for _ in range(len(e))]).nonzero()[:, 0]
     generator = torch.Generator().manual_seed(0)
-    learner.begin_phase(learner.phases(Budget(max(updates), 0))[0], replay)
+    phase = learner.phases(Budget(max(updates), 0))[0]
+    learner.begin_phase(phase, replay)
     for update in range(1, max(updates) + 1):
-        batch = replay.offline[trained[torch.randint(len(trained), (learner.batch_size,), generator=generator)]]
-        learner.update(batch.where(rewards=replay.transform(batch.rewards)))
+        rows = trained[torch.randint(len(trained), (phase.batch_size,), generator=generator)]
+        learner.update(replay.scaled(replay.offline[rows]))
         if update in updates:
             found = correlations(learner, held_out, returns, steps)
             print(f"| {update:,} | {tau} | " + " | ".join(map(str, found)) + " |", flush=True)
@@ -65,7 +67,7 @@ def course(dataset: str, tau: float, updates: list[int], steps: list[int]) -> It
 
 
 def main() -> None:
-    """Train with each tau, ask at each number of updates."""
+    """Train with each tau, print the correlations and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", help="Minari id or folder")
     parser.add_argument("--taus", nargs="+", type=float, default=[0.005, 0.05])

@@ -1,7 +1,7 @@
 """SAC (Haarnoja et al., 2018, https://arxiv.org/abs/1812.05905) in one file, with generated rows in half of each batch.
 
-The four lines marked `# <-` are all that the generator adds. This shows how they are used, not what they gain: Pendulum
-is learned at least as fast without them. Some 80 seconds of one CPU core:
+The four lines marked `# <-` are all the generator needs. This example shows usage, not a benefit: Pendulum is learned
+at least as fast without them. About 80 seconds on one CPU core:
 
     python examples/cleanrl_style.py
 """
@@ -24,7 +24,7 @@ DISCOUNT, TAU, LEARNING_RATE = 0.99, 0.005, 1e-3
 
 
 class Batch(NamedTuple):
-    """[B, .] each."""
+    """A batch; each field is [B, .]."""
 
     observations: torch.Tensor
     actions: torch.Tensor
@@ -34,7 +34,7 @@ class Batch(NamedTuple):
 
 
 class ReplayBuffer:
-    """Real transitions, drawn uniformly."""
+    """Stores real transitions and samples them uniformly."""
 
     def __init__(self, capacity: int, observation_dim: int, action_dim: int):
         widths = (observation_dim, action_dim, observation_dim, 1, 1)
@@ -48,33 +48,33 @@ class ReplayBuffer:
         self.size += 1
 
     def sample(self, batch_size: int) -> Batch:
-        """Rows drawn with replacement."""
+        """Draw rows with replacement."""
         rows = torch.randint(self.size, (batch_size,))
         return Batch(*(field[rows] for field in self.fields))
 
 
 def mlp(inputs: int, outputs: int) -> nn.Sequential:
-    """Two hidden layers."""
+    """An MLP with two hidden layers."""
     return nn.Sequential(nn.Linear(inputs, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, outputs))
 
 
 def q_values(critics: nn.ModuleList, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-    """[2, B, 1], one for each critic."""
+    """[2, B, 1] values, one per critic."""
     return torch.stack([critic(torch.cat([observations, actions], 1)) for critic in critics])
 
 
 def draw(actor: nn.Module, observations: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Actions [B, action_dim] of the policy, a squashed Gaussian, and log-probabilities [B, 1] before scaling."""
+    """Sample actions [B, action_dim] of the squashed Gaussian policy and log-probabilities [B, 1] before scaling."""
     mean, log_std = actor(observations).chunk(2, dim=-1)
     normal = torch.distributions.Normal(mean, log_std.clamp(-5, 2).exp())
     u = normal.rsample()
-    log_prob = normal.log_prob(u) - 2 * (np.log(2) - u - F.softplus(-2 * u))  # of tanh(u)
+    log_prob = normal.log_prob(u) - 2 * (np.log(2) - u - F.softplus(-2 * u))  # log-density of tanh(u)
     return LIMIT * u.tanh(), log_prob.sum(-1, keepdim=True)
 
 
 @torch.no_grad()
 def score(actor: nn.Module, episodes: int = 10) -> float:
-    """Mean return of the policy's mean actions, in an environment of its own."""
+    """Mean return of the policy's mean actions, in a separate environment."""
     environment, total = gym.make(ENVIRONMENT), 0.0
     for seed in range(episodes):
         observation, ended = environment.reset(seed=1_000 + seed)[0], False
@@ -86,7 +86,7 @@ def score(actor: nn.Module, episodes: int = 10) -> float:
 
 
 def update(batch: Batch) -> None:
-    """One gradient step of critics, actor and temperature."""
+    """Take one gradient step on critics, actor and temperature."""
     alpha = log_alpha.exp().detach()
     with torch.no_grad():
         next_actions, next_log_prob = draw(actor, batch.next_observations)
@@ -132,7 +132,7 @@ for step in range(1, NUM_STEPS + 1):
     if step > LEARNING_STARTS:
         action = draw(actor, torch.as_tensor(observation)[None])[0][0].detach().numpy()
     next_observation, reward, terminated, truncated, _ = environment.step(action)
-    replay_buffer.add(observation, action, next_observation, reward, terminated)  # a time limit is no termination
+    replay_buffer.add(observation, action, next_observation, reward, terminated)  # a time limit is not a termination
     observation = environment.reset()[0] if terminated or truncated else next_observation
     augmenter.maybe_refresh(step)  # <- 4
     if step > LEARNING_STARTS:

@@ -1,11 +1,11 @@
 """d3rlpy's TD3+BC on a recorded Pendulum-v1 dataset, with and without generated rows; two minutes on one core.
 
-In an environment of its own, because d3rlpy needs gymnasium 1.0:
+Use a separate virtual environment, because d3rlpy requires gymnasium 1.0:
 
     pip install 'torch<2.14' d3rlpy diffusers accelerate omegaconf safetensors && pip install --no-deps .
     python examples/d3rlpy_offline.py
 
-It shows the use, not a gain: at this size, returns of different seeds lie hundreds apart.
+This example shows usage, not a benefit: at this size, returns vary by hundreds between seeds.
 """
 
 import argparse
@@ -24,19 +24,19 @@ from o2o_diffusion import Augmenter
 from o2o_diffusion.integrations.d3rlpy import mixed, to_arrays
 
 TORQUE = 2.0
-"""Pendulum's actions lie between -2 and 2."""
+"""Pendulum's actions are in [-2, 2]."""
 
 
 def behaviour(observation: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """[1] torque that pumps energy into the pendulum below and holds it above, with much noise."""
+    """[1] very noisy torque: swing the pendulum up, then balance it."""
     cosine, sine, velocity = observation
-    energy = velocity**2 / 6 + 5 * (cosine - 1)  # 0 at rest above
+    energy = velocity**2 / 6 + 5 * (cosine - 1)  # 0 at rest, upright
     torque = -10 * np.arctan2(sine, cosine) - 2 * velocity if cosine > 0.8 else -2 * np.sign(velocity * energy)
     return np.clip([torque + random.normal(0, 1)], -TORQUE, TORQUE).astype(np.float32)
 
 
 def record(steps: int, seed: int) -> d3rlpy.dataset.ReplayBuffer:
-    """Episodes of 200 steps; Pendulum never terminates, only a time limit ends them."""
+    """Record episodes of 200 steps; Pendulum never terminates, only the time limit ends an episode."""
     env, random = gym.make("Pendulum-v1"), np.random.default_rng(seed)
     columns: dict[str, list] = {name: [] for name in ("observations", "actions", "rewards", "terminals", "timeouts")}
     observation, _ = env.reset(seed=seed)
@@ -51,12 +51,12 @@ def record(steps: int, seed: int) -> d3rlpy.dataset.ReplayBuffer:
 
 
 def train(real: ReplayBufferBase, dataset: ReplayBufferBase, steps: int, seed: int) -> float:
-    """The mean return of 20 episodes after `steps` updates on batches of `dataset`."""
+    """Train for `steps` updates on batches of `dataset`; returns the mean return of 20 episodes."""
     d3rlpy.seed(seed)
     algorithm = TD3PlusBCConfig(
         batch_size=128, gamma=0.98, action_scaler=d3rlpy.preprocessing.MinMaxActionScaler(-TORQUE, TORQUE)
     ).create()
-    algorithm.build_with_dataset(real)  # a mixture cannot build: it only draws batches
+    algorithm.build_with_dataset(real)  # a mixture only draws batches
     algorithm.fit(
         dataset,
         n_steps=steps,
@@ -70,14 +70,14 @@ def train(real: ReplayBufferBase, dataset: ReplayBufferBase, steps: int, seed: i
 
 
 def main() -> None:
-    """Record, fit the generator, train twice, print evaluations."""
+    """Record data, fit the generator, train without and with generated rows, print evaluations."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2_000, help="recorded transitions")
     parser.add_argument("--steps", type=int, default=3_000, help="updates of each training")
     parser.add_argument("--ratio", type=float, default=0.5, help="share of generated rows in a batch")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))  # d3rlpy says much
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))  # d3rlpy logs a lot
 
     real = record(arguments.rows, arguments.seed)
     returns = [episode.compute_return() for episode in real.episodes]

@@ -1,6 +1,6 @@
-"""SAC of Stable-Baselines3 with generated rows in half of each batch. It shows how, not what is gained.
+"""Stable-Baselines3's SAC with generated rows in half of each batch. Shows usage, not a benefit.
 
-Some 80 seconds of one CPU core:
+About 80 seconds on one CPU core:
 
     pip install '.[sb3]' && python examples/sb3_sac.py
 """

@@ -2,7 +2,7 @@
 
     pip install '.[torchrl]' && python examples/torchrl_replay.py --ratio 0.5
 
-`--ratio 0` trains on real rows alone.
+`--ratio 0` trains on real rows only.
 """
 
 import argparse
@@ -36,7 +36,7 @@ class Critic(nn.Module):
 
 
 def make_env() -> TransformedEnv:
-    """Pendulum with actions in [-1, 1]; `InitTracker` marks first steps, for the exploration noise."""
+    """Pendulum with actions in [-1, 1]; `InitTracker` marks first steps for the exploration noise."""
     return TransformedEnv(GymEnv("Pendulum-v1"), Compose(ActionScaling(), InitTracker()))
 
 
@@ -48,7 +48,7 @@ def evaluate(env: TransformedEnv, actor: Actor, episodes: int) -> float:
 
 
 def train(ratio: float, steps: int, seed: int) -> float:
-    """The mean return of 20 episodes after `steps` environment steps, with one update each."""
+    """Train for `steps` environment steps with one update each; returns the mean return of 20 episodes."""
     torch.manual_seed(seed)
     env, test_env = make_env(), make_env()
     env.set_seed(seed), test_env.set_seed(1_000 + seed)
@@ -61,7 +61,7 @@ def train(ratio: float, steps: int, seed: int) -> float:
     actor_optimizer = torch.optim.Adam(loss.actor_network_params.flatten_keys().values(), lr=1e-3)
     critic_optimizer = torch.optim.Adam(loss.qvalue_network_params.flatten_keys().values(), lr=1e-3)
 
-    # begins without data; its pool is drawn anew whenever `maybe_refresh` finds that a refresh is due
+    # starts without data; `maybe_refresh` resamples its pool whenever a refresh is due
     augmenter = Augmenter(TransitionSpec(observation_dim=3, action_dim=1), settings=SETTINGS, seed=seed)
     replay_buffer = TensorDictReplayBuffer(
         storage=LazyTensorStorage(steps), batch_size=128, transform=augment_transform(augmenter, ratio)
@@ -90,7 +90,7 @@ def train(ratio: float, steps: int, seed: int) -> float:
 
 
 def main() -> None:
-    """Train, print evaluations."""
+    """Train and print evaluations."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ratio", type=float, default=0.5, help="share of generated rows in a batch")
     parser.add_argument("--steps", type=int, default=5_000, help="environment steps")

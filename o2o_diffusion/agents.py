@@ -1,10 +1,11 @@
-"""What is asked of an agent, whichever it is."""
+"""A placeholder for a missing policy, and quantities computed from any agent."""
 
-from typing import Any
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
+from o2o_diffusion.distributed import ShardedRng
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.protocols import Agent
 from o2o_diffusion.replay import Replay
@@ -12,16 +13,36 @@ from o2o_diffusion.types import Transitions
 
 
 class NoAgent:
-    """Stands where there is no policy; a generator that asks it for something says so."""
+    """Placeholder for a missing policy: every method raises InputError."""
 
-    def __getattr__(self, name: str) -> Any:
-        raise InputError("this generator needs a policy: train it in scripts/finetune.py, or give it an agent")
+    def act(self, observations: Tensor, *, deterministic: bool = False, rng: ShardedRng | None = None) -> Tensor:
+        """Raise InputError."""
+        _refuse()
+
+    def values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Raise InputError."""
+        _refuse()
+
+    def log_prob(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Raise InputError."""
+        _refuse()
+
+
+def require_agent(agent: Agent) -> None:
+    """Raise InputError if `agent` is the placeholder for a missing policy; call before training."""
+    if isinstance(agent, NoAgent):
+        _refuse()
 
 
 @torch.no_grad()
 def td_errors(agent: Agent, batch: Transitions, replay: Replay) -> Tensor:
-    """[B], |r + discount (1 - termination) Q(s', a') - Q(s, a)|, a' the agent's best action; on raw rewards."""
+    """[B] |r + discount (1 - termination) Q(s', a') - Q(s, a)| for a raw `batch`; a' is the agent's greedy action."""
+    batch = replay.scaled(batch)
     next_actions = agent.act(batch.next_observations, deterministic=True)
     next_q = agent.values(batch.next_observations, next_actions)
-    target_q = replay.transform(batch.rewards) + replay.discount * batch.continues * next_q
+    target_q = batch.rewards + batch.discounts * next_q
     return (target_q - agent.values(batch.observations, batch.actions)).abs()
+
+
+def _refuse() -> NoReturn:
+    raise InputError("this generator needs a policy: train it in scripts/finetune.py, or give it an agent")

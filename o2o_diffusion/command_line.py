@@ -1,4 +1,4 @@
-"""A script's command line: parsing, help, exit codes."""
+"""Command-line parsing, help text and exit codes of the scripts."""
 
 import argparse
 import sys
@@ -7,10 +7,11 @@ from dataclasses import MISSING, fields, is_dataclass
 from itertools import pairwise
 from typing import Any, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from o2o_diffusion.errors import InputError
-from o2o_diffusion.settings import CONFIGS, Settings, available, compose, find, group_settings, load, locate
+from o2o_diffusion.ranges import written
+from o2o_diffusion.settings import CONFIGS, Settings, available, choose, compose, locate
 
 
 def command_line(
@@ -23,7 +24,7 @@ def command_line(
 ) -> tuple[Settings | None, argparse.Namespace]:
     """Parse a script's command line: `--<group> name`, `key=value` overrides, `--help` with every setting.
 
-    `flags` adds options that take an optional value (`--resume`). Returns None instead of settings when one is given.
+    `flags` adds options that take an optional value (`--resume`). Returns None instead of settings if one is given.
     """
     parser = argparse.ArgumentParser(
         description=description,
@@ -48,7 +49,7 @@ def command_line(
 
 
 def main(function: Callable[[list[str]], int | None]) -> None:
-    """Run a script: a user's mistake is one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    """Run a script: a user error prints one line to stderr and exits with code 2, Ctrl-C exits with code 130."""
     try:
         sys.exit(function(sys.argv[1:]))
     except InputError as error:
@@ -59,51 +60,46 @@ def main(function: Callable[[list[str]], int | None]) -> None:
 
 
 def describe(cls: type, prefix: str = "") -> list[tuple[str, Any, str]]:
-    """(name, default, meaning) of every setting of a Config class, nested ones under their dotted names."""
-    rows = []
-    hints = get_type_hints(cls, include_extras=True)
+    """(name, default, help text with range) of every setting of a Config class; nested settings have dotted names."""
+    rows, hints = [], get_type_hints(cls, include_extras=True)
     for field in fields(cls):
         default = field.default if field.default is not MISSING else field.default_factory()  # type: ignore[misc]
-        meaning = getattr(hints[field.name], "__metadata__", ("",))[0]
+        meaning, *bounds = getattr(hints[field.name], "__metadata__", ("",))
         if is_dataclass(default) and not isinstance(default, type):
             rows += describe(type(default), f"{prefix}{field.name}.")
         else:
-            rows.append((prefix + field.name, default, meaning))
+            rows.append((prefix + field.name, default, f"{meaning} {written(bounds)}".strip()))
     return rows
 
 
 def _help(base: str | None, run: type, groups: Sequence[str], argv: Sequence[str]) -> str:
-    """Every setting, with the values of the chosen components, which are the base's unless `argv` names others."""
-    chosen: Any = load(CONFIGS / base) if base else OmegaConf.create()
-    for experiment in _named("experiment", argv):
-        chosen = OmegaConf.merge(chosen, load(find("experiment", experiment)))
-    lines = ["settings (setting=value; default; meaning):"]
-    sections, differing = [("", run, "")], {"": chosen}
-    for group in groups:
-        own = chosen[group]
-        name = [str(own.name if isinstance(own, DictConfig) else own), *_named(group, argv)][-1]
-        content = group_settings(group, own, OmegaConf.create({group: {"name": name}}))
-        sections.append((f"{group}.", locate(str(content.target)), name))
-        differing[f"{group}."] = content
-    for prefix, cls, name in sections:
-        if name:
+    """List every setting with its value from the base file and the components selected in `argv`."""
+    choices = choose(CONFIGS / base if base else None, groups, _overrides(groups, argv))
+    lines = ["settings (setting=value; default; meaning [range]):"]
+    own = OmegaConf.merge(*(OmegaConf.create(layer) for _, layer in choices.layers))
+    sections: list[tuple[str, Any, Any]] = [("", run, own)]
+    for group, choice in choices.groups.items():
+        sections.append((f"{group}.", locate(str(choice.settings.target)), choice.settings))
+    for prefix, cls, settings in sections:
+        if prefix:
+            name = choices.groups[prefix[:-1]].name or cls.__name__
             lines += ["", f"{prefix[:-1]} = {name} ({cls.__doc__.splitlines()[0] if cls.__doc__ else ''})"]
-        config = cls.Config if prefix else cls  # type: ignore[attr-defined]
-        differences = OmegaConf.to_container(differing[prefix])
-        for setting, default, meaning in describe(config, prefix):
-            value = differences.get(setting.removeprefix(prefix), default)  # type: ignore[union-attr]
+        values = OmegaConf.to_container(settings)
+        for setting, default, meaning in describe(cls.Config if prefix else cls, prefix):
+            value = values.get(setting.removeprefix(prefix), default)  # type: ignore[union-attr]
             lines.append(f"  {setting}={_shown(value)}".ljust(48) + f" {meaning}")
     return "\n".join(lines)
 
 
-def _named(group: str, argv: Sequence[str]) -> list[str]:
-    """What `argv` chooses for `group`, as --group NAME or group=NAME."""
-    named = [name for word, name in pairwise([*argv, ""]) if word == f"--{group}"]
-    return named + [word.partition("=")[2] for word in argv if word.startswith(f"{group}=")]
+def _overrides(groups: Sequence[str], argv: Sequence[str]) -> list[str]:
+    """The overrides in `argv`, with --group NAME rewritten as group=NAME."""
+    choosing = [f"--{group}" for group in (*groups, "experiment")]
+    named = [f"{word[2:]}={name}" for word, name in pairwise(argv) if word in choosing]
+    return named + [word for word in argv if "=" in word and not word.startswith("-")]
 
 
 def _shown(value: Any) -> str:
-    """`value` as one would write it on the command line."""
+    """Format `value` as it is written on the command line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return "{...}" if isinstance(value, dict) else str(list(value) if isinstance(value, tuple) else value)

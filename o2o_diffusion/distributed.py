@@ -1,23 +1,26 @@
-"""One algorithm on any number of processes: equal draws everywhere, each process keeps its rows, results are averaged.
+"""The same algorithm on any number of processes: identical draws, sharded rows, averaged results.
 
-Nothing here needs to be set up: without a process group there is one process and every function is the identity.
+No setup is needed: without a process group there is one process and every function is the identity.
 """
 
-from collections.abc import Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
+from einops import rearrange
 from torch import Tensor
 
 
 def num_processes() -> int:
-    """Number of processes that train together."""
+    """Number of training processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's number; 0 is the main process, which steps the environment, evaluates and writes."""
+    """Index of this process; 0 is the main process, which steps the environment, evaluates and writes files."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
@@ -31,12 +34,12 @@ Rows = TypeVar("Rows", bound=Sliceable)
 
 
 def shard(batch: Rows) -> Rows:
-    """This process's rows `[rank::N]` of a batch that every process drew alike."""
+    """This process's rows `[rank::N]` of a batch drawn identically on every process."""
     return batch[rank() :: num_processes()] if num_processes() > 1 else batch
 
 
 def average(tensors: Sequence[Tensor]) -> None:
-    """Average `tensors` over processes, in place, in one message."""
+    """Average `tensors` over processes, in place, in a single all-reduce."""
     if num_processes() == 1:
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -47,39 +50,46 @@ def average(tensors: Sequence[Tensor]) -> None:
 
 
 def mean(values: Tensor) -> Tensor:
-    """The mean of `values` over all processes, detached: for statistics that enter a loss non-linearly."""
-    result = values.detach().mean()
+    """Mean of `values` [..., B] over B and all processes, detached; for statistics that enter a loss nonlinearly."""
+    result = values.detach().mean(-1)
     average([result])
     return result
 
 
 def broadcast(tensor: Tensor) -> Tensor:
-    """`tensor` of the main process, in place."""
+    """Copy `tensor` from the main process to all others, in place."""
     if num_processes() > 1:
         dist.broadcast(tensor, src=0)
     return tensor
 
 
 def gather(part: Tensor) -> Tensor:
-    """The whole batch of which each process holds `[rank::N]`, on every process; parts are of equal length."""
+    """Reassemble a batch from each process's rows `[rank::N]`; all parts have the same length."""
     if num_processes() == 1:
         return part
     parts = [torch.empty_like(part) for _ in range(num_processes())]
     dist.all_gather(parts, part.contiguous())
-    return torch.stack(parts, dim=1).flatten(0, 1)
+    return rearrange(parts, "process row ... -> (row process) ...")
 
 
-def agree(decision: bool, device: torch.device | str = "cpu") -> bool:
-    """The main process's decision, on every process."""
+def broadcast_bool(decision: bool, device: torch.device | str = "cpu") -> bool:
+    """Return the main process's decision on every process."""
     return bool(broadcast(torch.tensor(int(decision), device=device))) if num_processes() > 1 else decision
 
 
-class Noise:
-    """A component's own random numbers: equally seeded on every process, each process keeps its rows.
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's global random number generator inside the context, and restore its state afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
-    The draws of N processes together are the draws of one process with the whole batch, so the algorithm does not
-    depend on N. What one process does alone, such as acting, draws with `shared=False`. Has `state_dict` /
-    `load_state_dict` for exact resumption.
+
+class ShardedRng:
+    """A component's own random number generator: every process has the same seed and keeps its own rows.
+
+    N processes together draw the same numbers as one process with the whole batch, so that the algorithm does not
+    depend on N. With `shared=False`, each process draws only its own numbers, for work done by one process alone.
     """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu", *, shared: bool = True):
@@ -87,14 +97,19 @@ class Noise:
         self.device, self.shared = self.generator.device, shared
 
     def normal(self, batch_size: int, *shape: int) -> Tensor:
-        """[batch_size, *shape] standard normal numbers; `batch_size` is this process's."""
+        """Draw [batch_size, *shape] standard normal numbers; `batch_size` counts the rows of this process."""
         return self._draw(torch.randn, batch_size, *shape)
 
     def uniform(self, batch_size: int, *shape: int) -> Tensor:
-        """[batch_size, *shape] uniform numbers in [0, 1); `batch_size` is this process's."""
+        """Draw [batch_size, *shape] uniform numbers in [0, 1); `batch_size` counts the rows of this process."""
         return self._draw(torch.rand, batch_size, *shape)
 
-    def _draw(self, function, batch_size: int, *shape: int) -> Tensor:
+    def integers(self, high: int | Tensor, batch_size: int, *shape: int) -> Tensor:
+        """Draw [batch_size, *shape] uniform integers in [0, high); `batch_size` counts the rows of this process."""
+        uniform = self._draw(functools.partial(torch.rand, dtype=torch.float64), batch_size, *shape)
+        return (uniform * high).long()
+
+    def _draw(self, function: Callable[..., Tensor], batch_size: int, *shape: int) -> Tensor:
         size = batch_size * num_processes() if self.shared else batch_size
         numbers = function(size, *shape, generator=self.generator, device=self.device)
         return shard(numbers) if self.shared else numbers
@@ -104,7 +119,7 @@ class Noise:
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue from `state`; on another kind of device the numbers that follow are others."""
+        """Restore `state`; on a different device type, later draws differ."""
         saved = state["generator"].cpu()
         if saved.shape == self.generator.get_state().shape:
             self.generator.set_state(saved)

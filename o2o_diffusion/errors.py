@@ -1,13 +1,13 @@
-"""Mistakes of the user: one clear line, no traceback."""
+"""User errors: a one-line message, no traceback."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class InputError(Exception):
-    """A user's mistake; scripts print its message to stderr and exit with 2.
+    """A user error; scripts print its message to stderr and exit with code 2.
 
-    The message is one line: what is wrong, where, what was expected, and the nearest name if there is one.
+    The message is one line: the problem, its location, the expected value, and the closest known name if any.
     """
 
     def __init__(self, message: str):
@@ -15,6 +15,6 @@ class InputError(Exception):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown `name`: "; did you mean 'x'?", or nothing when no known name is near."""
+    """Suffix for a message about an unknown `name`: "; did you mean 'x'?", or "" if no known name is close."""
     close = get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,111 +1,158 @@
-"""The whole contract between the loop and its components, on one page."""
+"""The contract between the loop and its components.
+
+Construction. A YAML file names a class as its `target`; the class has a nested frozen dataclass `Config` and is built
+as `target(config, spec, seed=seed, device=device)`. `spec` has the dimensions, the environment the policy acts in and
+the environment of the data.
+
+Scale. Stores, files and generators hold raw rewards. Only `Replay.scaled` transforms rewards and sets `discounts`.
+
+Processes. Every process holds the same replay and makes the same draws; `shard` keeps this process's part of a draw.
+Noise comes from the component's own `ShardedRng`: N processes together draw the same numbers as one. Only the main
+process steps the environment.
+
+Axes. A batch is [B, ...]; K stacked seeds are [K, B, ...]. Ensembles are reduced over axis -2, batches over axis -1. A
+loss is [] for one seed and [K] for K seeds, and the optimizer's step sums it. Metrics are detached, on device; metrics
+with names ending in "loss" must be finite.
+
+`replay` and `agent` are never None: if there is none, an empty replay or `NoAgent` is passed.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from o2o_diffusion.replay import Replay
-from o2o_diffusion.schedule import Budget, GeneratedShare, Phase, Shares
+from o2o_diffusion.distributed import ShardedRng
+from o2o_diffusion.replay import Draw, Replay
+from o2o_diffusion.schedule import Budget, GeneratedShare, Phase, Refresh, Shares
 from o2o_diffusion.types import Episode, Metrics, Source, Transitions
 
 
-class Agent(Protocol):
-    """The narrow waist: what others may ask of a learner. Observations are raw, actions in [-1, 1]."""
-
-    def act(self, observations: Tensor, *, deterministic: bool = False) -> Tensor:
-        """[B, observation_dim] -> [B, action_dim]; deterministic for evaluation, otherwise exploring."""
-        ...
-
-    def values(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """[B] estimated returns."""
-        ...
-
-    def log_prob(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """[B], differentiable in `actions`; deterministic actors raise TypeError."""
-        ...
-
-
 class Component(Protocol):
-    """Every component can be saved and restored; `state_dict` holds tensors, numbers, strings, lists and dicts only."""
+    """An object with a saved state: nested dicts and lists of tensors, numbers, strings and None."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that an exact continuation needs."""
+        """The complete state, sufficient for an exact resume."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`."""
+        """Restore `state`; raises ValueError if it belongs to another kind of component."""
         ...
 
 
-class Generator(Component, Protocol):
-    """Makes transitions. The loop drives a refresh as it drives a learner, one optimiser step at a time."""
+class Agent(Protocol):
+    """The interface of a learner to other components. Observations are raw, actions in [-1, 1]."""
 
-    generated: GeneratedShare
-    num_updates: int  # optimiser steps of the next refresh
-    num_samples: int  # rows to draw after a refresh, split by `generated.online`; 0 for none
-    refresh_interval: int  # environment steps between refreshes
-    first_refresh: int  # online rows before the first one
-    max_auc: float  # a refresh whose rows a classifier tells from real ones with a higher AUC is not used
-
-    def begin_refresh(self, replay: Replay, agent: Agent) -> None:
-        """Prepare `num_updates` steps on what the replay holds now."""
+    def act(self, observations: Tensor, *, deterministic: bool = False, rng: ShardedRng | None = None) -> Tensor:
+        """[B, observation_dim] -> [B, action_dim]; stateless; exploration requires `rng`."""
         ...
 
-    def update(self, replay: Replay, agent: Agent) -> Metrics:
-        """One optimiser step."""
+    def values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """[B] estimated returns, differentiable in both arguments."""
         ...
 
-    def sample(
-        self,
-        num_samples: int,
-        *,
-        source: Source = Source.GENERATED_ONLINE,
-        replay: Replay | None = None,
-        agent: Agent | None = None,
-    ) -> Transitions:
-        """`num_samples` transitions with raw rewards, labelled `source`."""
-        ...
-
-
-class Sampler(Component, Protocol):
-    """Draws batches."""
-
-    def begin_phase(self, shares: Shares) -> None:
-        """Draw by `shares` from now on, except where the user's settings say otherwise."""
-        ...
-
-    def sample(self, replay: Replay, batch_size: int) -> Transitions:
-        """A batch with the exact share of each pool over time, shuffled; rewards are raw."""
-        ...
-
-    def update(self, replay: Replay, agent: Agent) -> Metrics:
-        """Called once before each draw: density ratios, priorities."""
+    def log_prob(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """[B] log-density, differentiable in `actions`; raises TypeError if the policy is deterministic."""
         ...
 
 
 class Learner(Agent, Component, Protocol):
     """Improves a policy from batches."""
 
-    batch_size: int
-
-    def update(self, batch: Transitions) -> Metrics:
-        """One update; `batch.rewards` are on the learner's scale."""
-        ...
-
     def phases(self, budget: Budget) -> tuple[Phase, ...]:
-        """What the learner wants done with `budget`."""
+        """Updates, steps, cadence, shares and batch size of each phase; raises InputError if `budget` is too small."""
         ...
 
     def begin_phase(self, phase: Phase, replay: Replay) -> None:
-        """A phase begins."""
+        """Start a phase."""
+        ...
+
+    def update(self, batch: Transitions) -> Metrics:
+        """Run one update on this process's rows of a scaled batch."""
         ...
 
     def begin_episode(self) -> None:
-        """The environment was reset."""
+        """Called after the environment is reset."""
         ...
 
     def end_episode(self, episode: Episode) -> None:
-        """An episode ended and is in the replay, with its returns."""
+        """Called after an episode and its returns are stored in the replay."""
+        ...
+
+
+class Sampler(Component, Protocol):
+    """Draws batches."""
+
+    def update(self, replay: Replay, agent: Agent) -> Metrics:
+        """Update density ratios or priorities; called once before every draw."""
+        ...
+
+    def sample(self, replay: Replay, shares: Shares, batch_size: int) -> Draw:
+        """Draw the rows of a batch, the same on every process; the user's settings override `shares`."""
+        ...
+
+
+class Generator(Component, Protocol):
+    """Generates transitions. The loop runs a refresh like a learner's training, one optimizer step at a time."""
+
+    def share(self, replay: Replay) -> GeneratedShare:
+        """The share of generated rows in a batch."""
+        ...
+
+    def next_refresh(self, replay: Replay) -> Refresh:
+        """Time, updates and rows of the next refresh, and the gate for its rows.
+
+        The number of rows returned for an empty replay is the capacity of the generated pools.
+        """
+        ...
+
+    def begin_refresh(self, replay: Replay, agent: Agent) -> None:
+        """Prepare a refresh on the rows currently in the replay."""
+        ...
+
+    def update(self, replay: Replay, agent: Agent) -> Metrics:
+        """Run one optimizer step."""
+        ...
+
+    def sample(self, num_samples: int, *, source: Source, replay: Replay, agent: Agent) -> Transitions:
+        """Generate at most `num_samples` raw transitions labeled `source`, the same on every process."""
+        ...
+
+    def augment(self, batch: Transitions, *, replay: Replay, agent: Agent) -> Transitions:
+        """Replace the rows marked as generated (`batch.is_generated`) in a raw batch with generated rows.
+
+        Called with this process's rows, and only while the gate accepts. Draw noise for the whole batch and keep the
+        marked rows, so that N processes generate the same rows as one. The returns of these rows become -inf.
+        """
+        ...
+
+
+class PretrainedGenerator(Generator, Protocol):
+    """A generator that can be saved to a folder."""
+
+    def save_pretrained(self, folder: Path, provenance: Mapping[str, Any]) -> None:
+        """Save everything needed for sampling, atomically; `provenance` describes the training data."""
+        ...
+
+
+class Primitives(Component, Protocol):
+    """Combines `length` environment actions into one learner action; wraps the task, invisibly to other components."""
+
+    length: int
+    action_dim: int
+    num_updates: int
+
+    def update(self, replay: Replay) -> Metrics:
+        """Run one optimizer step on windows of `length` rows."""
+        ...
+
+    def encode(self, windows: Transitions) -> Tensor:
+        """Encode windows [B, length, ...] as learner actions [B, action_dim]."""
+        ...
+
+    def decode(self, observations: Tensor, actions: Tensor, step: int) -> Tensor:
+        """Decode learner actions to environment actions [B, .] at `step` of a primitive."""
         ...

@@ -1,22 +1,24 @@
-"""The store every component reads: offline, online and generated rows side by side in one block of memory."""
+"""The replay shared by all components: offline, online and generated rows in one block of memory."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from o2o_diffusion.types import Episode, RewardTransform, Source, Transitions, TransitionSpec
+from o2o_diffusion.types import GENERATED, Episode, RewardTransform, Source, Transitions, TransitionSpec
 
 RAW = RewardTransform()
 STORED = ("observations", "actions", "rewards", "next_observations", "terminations", "returns")
 
 
 class Pool:
-    """The rows of one source: a slice of the replay's memory, a ring of which only the online one ever comes round.
+    """The rows of one source: a slice of the replay's memory, used as a ring buffer.
 
-    `episodes` and `steps` ([capacity] int64, -1 where unused) tell which step of which episode a row is, so that
-    windows never cross an episode.
+    `episodes` and `steps` ([capacity] int64, -1 if unused) are the episode and the step of each row.
     """
 
     def __init__(self, memory: Mapping[str, Tensor], source: Source, start: int, capacity: int):
@@ -30,21 +32,23 @@ class Pool:
         return self.size
 
     def __getitem__(self, rows: Tensor) -> Transitions:
-        """Transitions of `rows` ([B] int64, below `len`), with their rows and source set."""
-        return Transitions.create(
-            **{name: field[rows] for name, field in self.fields.items()}, rows=rows, source=self.source
-        )
+        """Copy `rows` ([B] int64, below `len`), with their row indices and source."""
+        columns = {name: field[rows] for name, field in self.fields.items()}
+        return Transitions.create(**columns, rows=rows, source=self.source)
 
     def all(self) -> Transitions:
-        """Every row of the pool."""
-        return self[torch.arange(self.size, device=self.steps.device)]
+        """Every row in storage order, without copying the stored fields."""
+        return Transitions.create(**{name: f[: self.size] for name, f in self.fields.items()}, source=self.source)
 
     def append(self, batch: Transitions, *, episode: int = -1, first_step: int = 0) -> Tensor:
-        """Store `batch`, over the oldest rows when the ring is full; returns the rows written ([B] int64)."""
+        """Store `batch`, overwriting the oldest rows if the ring is full; returns the rows written ([B] int64).
+
+        Raises ValueError if the batch is larger than the pool.
+        """
         if len(batch) > self.capacity:
             raise ValueError(f"{len(batch)} rows do not fit into the {self.source.name} pool of {self.capacity}")
         device = self.steps.device
-        rows = (self.position + torch.arange(len(batch), device=device)) % self.capacity
+        rows = (self.position + torch.arange(len(batch), device=device)) % max(self.capacity, 1)
         for name, field in self.fields.items():
             field[rows] = getattr(batch, name).to(device)
         self.episodes[rows] = episode
@@ -54,17 +58,17 @@ class Pool:
         return rows
 
     def clear(self) -> None:
-        """Forget every row."""
+        """Drop every row."""
         self.size = self.position = 0
 
     def state_dict(self) -> dict:
-        """The rows in use and where the ring stands."""
-        held = {name: field[: self.size].clone() for name, field in self.fields.items()}
-        held |= {"episodes": self.episodes[: self.size].clone(), "steps": self.steps[: self.size].clone()}
-        return {"rows": held, "size": self.size, "position": self.position}
+        """The stored rows and the write position."""
+        stored = self.fields | {"episodes": self.episodes, "steps": self.steps}
+        rows = {name: field[: self.size].clone() for name, field in stored.items()}
+        return {"rows": rows, "size": self.size, "position": self.position}
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue from `state`; raises ValueError when it does not fit."""
+        """Restore `state`; raises ValueError if it does not fit."""
         if state["size"] > self.capacity:
             raise ValueError(f"{state['size']} saved {self.source.name} rows do not fit into a pool of {self.capacity}")
         self.size, self.position = state["size"], state["position"]
@@ -73,18 +77,44 @@ class Pool:
             field[: self.size] = rows.to(field.device)
 
 
-class Replay:
-    """Offline, online and generated pools; all of them raw, drawn from by `gather`.
+@dataclass(frozen=True)
+class Draw:
+    """Indices of the rows of a batch: each field is [B], on any device.
 
-    Offline rows are written once and never again; the online pool is a ring whose capacity is really reached;
-    generated rows are replaced at each refresh and are never mistaken for observations of the environment.
-    `capacities` are rows per source. `transform`, `discount` and `failure_reward` serve `Episode.returns`.
+    `rows` index into `pools` (a `Source` each); `sources` are the sources of the final rows, different from `pools`
+    only if a generator replaces real rows at batch time. `weights` and `regularization`: see `Transitions`.
+    """
+
+    rows: Tensor
+    pools: Tensor
+    sources: Tensor
+    weights: Tensor
+    regularization: Tensor
+
+    @classmethod
+    def create(cls, rows: Tensor, pools: Tensor, **changes: Tensor) -> Draw:
+        """Create a draw; by default, weights and regularization are 1 and no row is replaced."""
+        ones = torch.ones(len(rows), device=rows.device)
+        return cls(rows, pools, **({"sources": pools, "weights": ones, "regularization": ones} | changes))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: slice | Tensor) -> Draw:
+        return Draw(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+class Replay:
+    """Offline, online and generated pools with raw rewards; `gather` reads them and `scaled` prepares a batch.
+
+    Offline rows are written once; the online pool is a ring; generated rows are replaced at each refresh. `capacities`
+    is in rows per source. `transform`, `discount` and `failure_reward` define the returns and the learner's rewards.
     """
 
     def __init__(
         self,
         spec: TransitionSpec,
-        capacities: Mapping[Source, int],
+        capacities: Mapping[Source, int] | None = None,
         *,
         transform: RewardTransform = RAW,
         discount: float = 0.99,
@@ -92,20 +122,20 @@ class Replay:
         device: torch.device | str = "cpu",
     ):
         self.spec, self.transform, self.discount, self.failure_reward = spec, transform, discount, failure_reward
-        total = sum(capacities.get(source, 0) for source in Source)
+        sizes = [(capacities or {}).get(source, 0) for source in Source]
         widths = {"observations": spec.observation_dim, "actions": spec.action_dim}
         widths["next_observations"] = spec.observation_dim
-        shapes = {name: (total, widths[name]) if name in widths else (total,) for name in STORED}
+        shapes = {name: (sum(sizes), widths[name]) if name in widths else (sum(sizes),) for name in STORED}
         self.memory = {name: torch.zeros(shape, device=device) for name, shape in shapes.items()}
-        self.memory |= {name: torch.full((total,), -1, device=device) for name in ("episodes", "steps")}
-        self.memory["sources"] = torch.empty(total, dtype=torch.int64, device=device)
-        self.pools: dict[Source, Pool] = {}
-        start = 0
-        for source in Source:
-            capacity = capacities.get(source, 0)
-            self.pools[source] = Pool(self.memory, source, start, capacity)
-            self.memory["sources"][start : start + capacity] = int(source)
-            start += capacity
+        self.memory |= {name: torch.full((sum(sizes),), -1, device=device) for name in ("episodes", "steps")}
+        starts = [sum(sizes[: int(source)]) for source in Source]
+        self.starts = torch.tensor(starts, device=device)
+        self.pools = {source: Pool(self.memory, source, starts[source], sizes[source]) for source in Source}
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the stored rows."""
+        return self.starts.device
 
     @property
     def offline(self) -> Pool:
@@ -114,41 +144,88 @@ class Replay:
 
     @property
     def online(self) -> Pool:
-        """Rows of the environment."""
+        """Rows collected in the environment."""
         return self.pools[Source.ONLINE]
 
-    def load(self, episodes: Sequence[Episode]) -> None:
-        """Fill the offline pool with a dataset's episodes and their returns."""
+    @property
+    def num_real(self) -> int:
+        """Number of offline and online rows."""
+        return len(self.offline) + len(self.online)
+
+    @property
+    def num_generated(self) -> int:
+        """Number of generated rows of both labels."""
+        return sum(len(self.pools[source]) for source in GENERATED)
+
+    def load(self, episodes: Sequence[Episode], source: Source = Source.OFFLINE) -> None:
+        """Store the episodes of a dataset, with their returns, in the pool of `source`."""
         for number, episode in enumerate(episodes):
-            returns = torch.from_numpy(episode.returns(self.transform, self.discount, self.failure_reward))
-            self.offline.append(episode.transitions(returns=returns), episode=number)
+            self.pools[source].append(episode.transitions(returns=self.returns(episode)), episode=number)
+
+    def returns(self, episode: Episode) -> Tensor:
+        """[T] discounted returns-to-go of the episode's transformed rewards."""
+        return torch.from_numpy(episode.returns(self.transform, self.discount, self.failure_reward))
 
     def end_episode(self, episode: Episode, rows: Tensor) -> None:
-        """Fill in the returns of a finished online episode whose transitions lie in `rows`."""
-        returns = torch.from_numpy(episode.returns(self.transform, self.discount, self.failure_reward))
-        kept = rows[-self.online.capacity :]  # an episode longer than the ring has overwritten its own beginning
-        self.online.fields["returns"][kept] = returns[-len(kept) :].to(self.online.steps.device)
+        """Store the returns of a finished online episode with transitions at `rows`."""
+        kept = rows[-self.online.capacity :]  # an episode longer than the ring overwrites its own beginning
+        self.online.fields["returns"][kept] = self.returns(episode)[-len(kept) :].to(self.device)
 
     def replace_generated(self, batches: Mapping[Source, Transitions]) -> None:
-        """Forget all generated rows and store new ones."""
-        for source in (Source.GENERATED_OFFLINE, Source.GENERATED_ONLINE):
+        """Replace all generated rows with `batches`."""
+        for source in GENERATED:
             self.pools[source].clear()
         for source, batch in batches.items():
             self.pools[source].append(batch)
 
-    def gather(self, rows: Tensor, pools: Tensor) -> Transitions:
-        """Transitions of `rows` ([B], index in the pool) of `pools` ([B], a `Source` each), in one read per field."""
-        starts = torch.tensor([self.pools[source].start for source in Source], device=rows.device)
-        where = rows + starts[pools]
-        fields: dict[str, Any] = {name: self.memory[name].index_select(0, where) for name in (*STORED, "sources")}
-        return Transitions.create(**fields, rows=rows)
+    def union(self, numbers: Tensor) -> Draw:
+        """Select real rows by `numbers` ([B] int64), indices into the offline rows followed by the online rows."""
+        is_online = numbers >= len(self.offline)
+        pools = torch.where(is_online, int(Source.ONLINE), int(Source.OFFLINE))
+        return Draw.create(numbers - len(self.offline) * is_online, pools)
+
+    def gather(self, draw: Draw, length: int = 1) -> Transitions:
+        """Read the transitions of `draw`, [B, ...]; with `length` > 1, the windows starting there, [B, length, ...].
+
+        Past the end of its episode, a window repeats the last row with weight 0.
+        """
+        rows, pools = draw.rows.to(self.device), draw.pools.to(self.device)
+        factors = {name: getattr(draw, name).to(self.device) for name in ("sources", "weights", "regularization")}
+        if length > 1:
+            rows, inside = self._windows(rows, pools, length)
+            pools = pools[:, None]
+            factors = {name: factor[:, None].expand(rows.shape) for name, factor in factors.items()}
+            factors["weights"] = factors["weights"] * inside
+        where = rows + self.starts[pools]
+        columns: dict[str, Any] = {name: self.memory[name].index_select(0, where.flatten()) for name in STORED}
+        columns = {name: column.unflatten(0, where.shape) for name, column in columns.items()}
+        return Transitions.create(**columns, **factors, rows=rows)
+
+    def scaled(self, batch: Transitions) -> Transitions:
+        """Transform the rewards and set the discounts of a raw `batch` for learners; the only place that does so."""
+        return batch.where(rewards=self.transform(batch.rewards), discounts=self.discount * (1.0 - batch.terminations))
+
+    def _windows(self, rows: Tensor, pools: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """[B, length] rows of the windows starting at `rows`, and a mask of the rows in the same episode."""
+        pool_list = [self.pools[source] for source in Source]
+        capacities, sizes = (
+            torch.tensor(values, device=self.device)[pools][:, None]
+            for values in ([max(pool.capacity, 1) for pool in pool_list], [len(pool) for pool in pool_list])
+        )
+        offsets, starts = torch.arange(length, device=self.device), self.starts[pools][:, None]
+        candidates = (rows[:, None] + offsets) % capacities
+        steps, episodes = (self.memory[name][starts + candidates] for name in ("steps", "episodes"))
+        inside = (candidates < sizes) & (episodes == episodes[:, :1]) & (steps == steps[:, :1] + offsets)
+        inside &= (episodes[:, :1] >= 0) | (offsets == 0)  # a row without an episode is its own window
+        inside = inside.cummin(1).values
+        return candidates.gather(1, (inside.sum(1, keepdim=True) - 1).minimum(offsets)), inside
 
     def state_dict(self) -> dict:
-        """Everything but the offline rows, which the dataset holds."""
+        """The state of every pool except offline, which is reloaded from the dataset."""
         pools = {source.name: pool.state_dict() for source, pool in self.pools.items() if source is not Source.OFFLINE}
         return {"pools": pools}
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue from `state`."""
+        """Restore `state`."""
         for name, pool in state["pools"].items():
             self.pools[Source[name]].load_state_dict(pool)

@@ -1,7 +1,8 @@
-"""What a learner and a generator declare of a run: phases, cadences, shares, budgets."""
+"""Run schedules declared by components: phases, cadences, batch shares, refreshes, budgets."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from o2o_diffusion.types import Source
@@ -9,50 +10,63 @@ from o2o_diffusion.types import Source
 
 @dataclass(frozen=True)
 class Cadence:
-    """How many updates are owed for the environment steps taken: `updates` after every `steps` steps or every episode.
+    """`updates` updates per environment step, run every `every` steps, or at the end of each episode if it is 0."""
 
-    `unit` is "step" or "episode"; after an episode of T steps `updates * T` updates are owed.
+    updates: float = 1
+    every: int = 1
+
+    def due(self, step: int, episode_length: int | None = None) -> int:
+        """Updates due after step `step` of the phase; `episode_length` is given if that step ended an episode."""
+        if self.every and step % self.every:
+            return 0
+        span = self.every or episode_length or 0
+        return math.floor(self.updates * step) - math.floor(self.updates * (step - span))
+
+
+NEVER = Cadence(updates=0)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Limits for accepting generated rows.
+
+    `max_auc` bounds the AUC of a real-vs-generated classifier; 1 accepts all rows without measuring.
     """
 
-    updates: int = 1
-    steps: int = 1
-    unit: str = "step"
-
-    def owed(self, env_steps: int, episode_length: int | None) -> int:
-        """Updates owed after the phase's `env_steps`-th step; `episode_length` is given when it ended an episode."""
-        if self.unit == "episode":
-            return self.updates * (episode_length or 0)
-        return self.updates if env_steps % self.steps == 0 else 0
+    max_auc: float = 1.0
 
 
-def per_step(updates: int) -> Cadence:
-    """`updates` updates after every environment step."""
-    return Cadence(updates=updates)
+@dataclass(frozen=True)
+class Refresh:
+    """Timing of a generator's refreshes, training `updates` and sampled `rows` of each, and the gate for the rows.
 
+    The first refresh is due at `first` online rows (0: before the learner's first update), later ones every `interval`
+    environment steps (0: never). With neither updates nor rows, no refresh is due. With updates but no rows, the
+    generator makes its rows at batch time (`Generator.augment`).
+    """
 
-def per_block(steps: int, updates: int) -> Cadence:
-    """`updates` updates after every `steps` environment steps."""
-    return Cadence(updates=updates, steps=steps)
-
-
-def per_episode(updates_per_step: int) -> Cadence:
-    """After every episode, `updates_per_step` updates for each of its steps."""
-    return Cadence(updates=updates_per_step, unit="episode")
+    updates: int = 0
+    rows: int = 0
+    first: int = 0
+    interval: int = 0
+    gate: Gate = Gate()
 
 
 @dataclass(frozen=True)
 class GeneratedShare:
-    """What a generator wants of a batch: `share` of its rows, `online` of which carry the online label.
+    """The share of generated rows in a batch, and the fraction `online` of them with the online label.
 
-    With `replaces_offline`, generated rows take the place of offline rows altogether (EDIS).
+    With `replaces_offline`, generated rows replace all offline rows (EDIS). With `at_batch_time`, they are made from
+    drawn real rows of the same label instead of drawn from a pool.
     """
 
     share: float = 0.0
     online: float = 1.0
     replaces_offline: bool = False
+    at_batch_time: bool = False
 
     def counts(self, num_samples: int) -> dict[Source, int]:
-        """How many of `num_samples` rows to draw with each label; labels of which there are none are left out."""
+        """Split `num_samples` rows by label; labels without rows are omitted."""
         online = round(num_samples * self.online)
         counts = {Source.GENERATED_OFFLINE: num_samples - online, Source.GENERATED_ONLINE: online}
         return {source: count for source, count in counts.items() if count}
@@ -60,10 +74,11 @@ class GeneratedShare:
 
 @dataclass(frozen=True)
 class Shares:
-    """How a batch is composed: non-negative shares of the four pools, summing to 1.
+    """Batch composition: nonnegative shares of the four sources, summing to 1.
 
-    With `whole_batches`, a batch comes from one pool, drawn with these probabilities. With `offline_fills`, offline
-    rows stand in for online ones while there are few of those, even where they have no share in the end.
+    With `whole_batches`, each batch comes from a single pool, chosen with these probabilities. With `offline_fills`,
+    offline rows fill the online share while online rows are few, even if their own share is 0. `at_batch_time`: see
+    `GeneratedShare`.
     """
 
     offline: float = 0.0
@@ -72,9 +87,10 @@ class Shares:
     generated_online: float = 0.0
     whole_batches: bool = False
     offline_fills: bool = False
+    at_batch_time: bool = False
 
     def with_generated(self, generated: GeneratedShare) -> Shares:
-        """These real shares with room made for generated rows: (1 - r) real, r generated, split by label."""
+        """Add generated rows with share r: scale the real shares by 1 - r and split r by label."""
         real, share = self, generated.share
         if generated.replaces_offline and share > 0:
             real = replace(self, offline=0.0, online=1.0)
@@ -85,40 +101,56 @@ class Shares:
             generated_offline=share * (1 - generated.online),
             generated_online=share * generated.online,
             offline_fills=self.offline > 0,
+            at_batch_time=generated.at_batch_time,
         )
 
     def of(self, source: Source) -> float:
-        """The share of one pool."""
+        """The share of one source."""
         return getattr(self, source.name.lower())
+
+
+OFFLINE_ONLY = Shares(offline=1.0)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a run may spend, in updates and environment steps."""
+    """Total updates and environment steps of a run; `pretrained` if its learner was pretrained in another run."""
 
     pretrain_updates: int
     online_steps: int
     warmup_steps: int = 0
-    updates_per_step: int = 1
+    updates_per_step: float = 1
+    pretrained: bool = False
 
-    def blocks(self, steps: int) -> Cadence:
-        """After every `steps` steps of fine-tuning, or after all where there are fewer, the updates owed for them."""
-        steps = max(1, min(steps, self.online_steps - self.warmup_steps))
-        return per_block(steps, steps * self.updates_per_step)
+    def cadence(self, block_steps: int = 1) -> Cadence:
+        """Cadence of `updates_per_step`, run in blocks every `block_steps` steps (0: at the end of each episode).
+
+        Blocks are no longer than the fine-tuning phase, so that short runs are also trained.
+        """
+        longest = max(1, self.online_steps - self.warmup_steps)
+        return Cadence(self.updates_per_step, every=min(block_steps, longest))
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of a run that a learner declares, so that the loop needs no branch on its name.
+    """A phase of a run, declared by the learner, so that the loop never branches on its name.
 
-    `updates` are owed at the beginning; `cadence` adds to them while `env_steps` are taken. A phase that does not
-    `learn` only acts. With `fresh`, the learner is built anew at the beginning.
+    `updates` are due at the start; `cadence` adds more during the `env_steps` environment steps. With `learns=False`,
+    nothing is trained; with `random_actions`, actions are uniform instead of the policy's; with `fresh`, the phase
+    starts with a new learner.
     """
 
     name: str
     updates: int = 0
     env_steps: int = 0
-    cadence: Cadence = Cadence(updates=0)
-    shares: Shares = Shares(offline=1.0)
+    cadence: Cadence = NEVER
+    shares: Shares = OFFLINE_ONLY
+    batch_size: int = 256
     learns: bool = True
+    random_actions: bool = False
     fresh: bool = False
+
+    @property
+    def is_online(self) -> bool:
+        """Whether this phase steps the environment."""
+        return self.env_steps > 0

@@ -1,12 +1,12 @@
 """YAML groups + overrides -> frozen settings -> components.
 
-A component is one file with a nested frozen `Config` whose defaults stand beside the maths, plus one YAML that names
-its `target` and lists differences. There is no registry: `target` is a dotted path, a third party's like ours.
+A component is one Python file with a nested frozen `Config`, its defaults next to the equations, plus one YAML file
+with its `target` and overrides. There is no registry: `target` is a dotted path, also for third-party components.
 """
 
 import importlib
-from collections.abc import Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,18 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from o2o_diffusion.errors import InputError, nearest
+from o2o_diffusion.ranges import violations
 
 PACKAGE = Path(__file__).parent
 CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"
-"""In the wheel the configurations lie in the package, in a checkout beside it."""
+"""Inside the package in a wheel, next to it in a checkout."""
+ASKERS = ("task", "generator", "learner")
+"""Groups with an optional `run:` section in their files, the run settings requested by a method; later groups win.
+
+The section sets run settings and selects components of other groups, e.g. `sampler: {name: mixture, ramp: 0}`. Every
+name is checked. Programs without a learner (generator training, plugins) ignore the section, because settings of the
+same name have a different meaning there.
+"""
 
 
 @dataclass(frozen=True)
@@ -34,58 +42,108 @@ class Component:
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings of a run: its own, one component per group, and the whole as plain data that can be read again."""
+    """All settings of a run: run settings, one component per group, and everything as plain data for reloading.
+
+    `origins` maps each run setting or group set by a component's `run:` section to that component ("learner rlpd").
+    """
 
     run: Any
     components: dict[str, Component]
     plain: dict[str, Any]
+    origins: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def asked(self) -> str:
+        """Values requested by components, e.g. "updates_per_step 20, sampler mixture (learner rlpd)"."""
+        asked: dict[str, list[str]] = {}
+        for name, origin in self.origins.items():
+            is_group = name in self.components
+            value = self.components[name].target.__name__.lower() if is_group else getattr(self.run, name)
+            asked.setdefault(origin, []).append(f"{name} {value}")
+        return ", ".join(f"{', '.join(values)} ({origin})" for origin, values in asked.items())
 
     def with_run(self, **values: Any) -> "Settings":
-        """The same settings with `values` in place of the run's own."""
+        """Return a copy with `values` replacing run settings."""
         return replace(self, run=replace(self.run, **values), plain=self.plain | values)
 
-    def save(self, path: Path) -> None:
-        """Write everything as YAML; environment secrets stay unresolved."""
-        path.write_text(OmegaConf.to_yaml(OmegaConf.create(self.plain)))
+    def to_yaml(self) -> str:
+        """All settings as YAML that can be composed again; environment secrets stay unresolved."""
+        return OmegaConf.to_yaml(OmegaConf.create(self.plain))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A group's component before validation: its name, its settings, and the `run:` section of its file."""
+
+    name: str | None
+    settings: DictConfig
+    run: Any = None
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Settings from files and overrides, before validation.
+
+    `layers` are run settings, lowest precedence first, each with the prefix for its names in error messages.
+    """
+
+    layers: list[tuple[str, Any]]
+    groups: dict[str, Choice]
+    origins: dict[str, str]
 
 
 def compose(base: Path | None, run: type, groups: Sequence[str], overrides: Sequence[str] = ()) -> Settings:
-    """Settings of the file `base`, its groups' files and `overrides` ("key=value"), last wins.
+    """Compose settings from the file `base`, the files of its groups and `overrides` ("key=value"); later ones win.
 
-    `base`, where there is one, gives each group a name (`configs/<group>/<name>.yaml`), a path ending in .yaml, a
-    `name` with differences, or the settings themselves. `experiment=` names a file under configs/experiment that is
-    laid over it.
-    Raises InputError, one line, for whatever is unknown or of the wrong type.
+    See `choose` for the precedence. Every value is then checked against the type and range of its field.
+    Raises InputError, one line, for an unknown setting, a wrong type, or a value out of range.
     """
-    chosen = load(base) if base else OmegaConf.create()
-    given = _parse(overrides, groups)
-    if "experiment" in given:
-        experiment = load(find("experiment", str(given.pop("experiment"))))
-        chosen = OmegaConf.merge(chosen, experiment)
+    choices = choose(base, groups, overrides)
     root = OmegaConf.structured(run)
-    for source in (chosen, given):
-        root = _merged(root, {key: value for key, value in source.items() if key not in groups})
+    for prefix, layer in choices.layers:
+        root = _merged(root, layer, prefix)
+    own = _checked(root, "", choices.origins)
     targets = {}
     with open_dict(root), read_write(root):
         for group in groups:
-            content = group_settings(group, chosen.get(group), given)  # pyright: ignore[reportArgumentType]
+            content = choices.groups[group].settings
             targets[group] = locate(str(content.pop("target", "") or f"configs/{group}: 'target' is missing"))
             root[group] = _merged(OmegaConf.structured(targets[group].Config), content, f"{group}.")
     plain: dict[str, Any] = OmegaConf.to_container(root, resolve=False)  # type: ignore[assignment]
     for group, target in targets.items():
         plain[group] = {"target": f"{target.__module__}.{target.__qualname__}", **plain[group]}
-    try:
-        components = {name: Component(cls, OmegaConf.to_object(root[name])) for name, cls in targets.items()}
-        with open_dict(root), read_write(root):
-            for group in groups:
-                del root[group]
-        return Settings(OmegaConf.to_object(root), components, plain)
-    except (OmegaConfBaseException, ValueError) as error:
-        raise InputError(f"settings: {str(error).splitlines()[0]}") from error
+    components = {group: Component(cls, _checked(root[group], f"{group}.")) for group, cls in targets.items()}
+    return Settings(own, components, plain, choices.origins)
+
+
+def choose(base: Path | None, groups: Sequence[str], overrides: Sequence[str]) -> Choices:
+    """Select each group's component and the run settings from `base`, the components' `run:` sections and `overrides`.
+
+    The file `base`, if given, sets each group to a name (`configs/<group>/<name>.yaml`), a path ending in .yaml, a
+    `name` with overrides, or the settings themselves. `experiment=` names a file in configs/experiment. Precedence,
+    lowest first: `base`, `run:` of task, generator and learner (`ASKERS`), experiment, overrides.
+    """
+    given = _parse(overrides, groups)
+    bottom = load(base) if base else OmegaConf.create()
+    experiment = load(find("experiment", str(given.pop("experiment")))) if "experiment" in given else {}
+    askers = [group for group in ASKERS if group in groups]
+    others = [group for group in groups if group not in askers]
+    chosen = {group: _choice(group, [bottom.get(group), experiment.get(group)], given) for group in askers}
+    requests = {group: chosen[group].run for group in askers if chosen[group].run and "learner" in groups}
+    asked, origins = {}, {}
+    for asker, request in requests.items():
+        for key in request:
+            if not any(_decides(source, key, others) for source in (experiment, given)):
+                asked[key], origins[key] = request[key], f"{asker} {_short(chosen[asker].name)}"
+    for group in others:
+        chosen[group] = _choice(group, [bottom.get(group), asked.get(group), experiment.get(group)], given)
+    layers = [("", _without(bottom, groups)), *((f"{key}.run.", _without(r, others)) for key, r in requests.items())]
+    layers += [("", _without(source, groups)) for source in (experiment, given)]
+    return Choices(layers, {group: chosen[group] for group in groups}, origins)
 
 
 def locate(target: str) -> type:
-    """The class named by a dotted path; InputError when there is none."""
+    """Import the class at a dotted path; raises InputError if there is none."""
     module, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
@@ -106,7 +164,7 @@ def _parse(overrides: Sequence[str], groups: Sequence[str]) -> DictConfig:
         if "=" not in override.lstrip("="):
             raise InputError(f"'{override}' is not of the form setting=value")
     names = [o for o in overrides if o.split("=", 1)[0] in (*groups, "experiment")]
-    try:  # a component's name and its settings share a key, so they are kept apart
+    try:  # a component's name and its settings share a key, so they are parsed separately
         given = OmegaConf.from_dotlist([o for o in overrides if o not in names])
     except (OmegaConfBaseException, ValueError) as error:
         raise InputError(f"overrides {list(overrides)}: {str(error).splitlines()[0]}") from error
@@ -115,25 +173,50 @@ def _parse(overrides: Sequence[str], groups: Sequence[str]) -> DictConfig:
         if group == "experiment":
             given[group] = name
         else:
-            given[group] = OmegaConf.merge({"name": name}, given.get(group) or {})
+            given[group] = OmegaConf.merge(given.get(group) or {}, {"name": name})  # the last name wins
     return given
 
 
-def group_settings(group: str, chosen: Any, given: DictConfig) -> DictConfig:
-    """A group's settings: of the named file, or as `chosen` holds them; differences beside a name go with that name."""
-    override = given.get(group) or OmegaConf.create({})
-    own = chosen if isinstance(chosen, DictConfig) else OmegaConf.create({"name": chosen})
-    name = override.pop("name", None) or own.get("name")
-    if name is None and "target" not in own:
+def _choice(group: str, files: Sequence[Any], given: DictConfig) -> Choice:
+    """Select a group's component from `files`, lowest precedence first, and the overrides `given`.
+
+    Settings given with a name apply to that component; settings alone apply to the component selected so far.
+    """
+    choice: Any = OmegaConf.create()
+    override = given.get(group) or OmegaConf.create()
+    for own in (*files, override):
+        own = own if isinstance(own, DictConfig) else OmegaConf.create({} if own is None else {"name": own})
+        is_other = own.name != choice.get("name") if "name" in own else "target" in own and own is not override
+        choice = OmegaConf.merge({} if is_other else choice, own)
+    name = choice.pop("name", None)
+    if name is None and "target" not in choice:
         raise InputError(f"no {group} is chosen; one of {', '.join(available(group))}")
-    content = own if name is None else load(find(group, str(name)))
-    if name is not None and name == own.get("name"):
-        content = OmegaConf.merge(content, {key: value for key, value in own.items() if key != "name"})
-    return OmegaConf.merge(content, override)  # type: ignore[return-value]
+    file = OmegaConf.create() if name is None else load(find(group, str(name)))
+    run = file.pop("run", None) if group in ASKERS else None
+    if not isinstance(run, DictConfig | None):
+        raise InputError(f"{group} '{name}': 'run' is {run}, expected 'setting: value' lines")
+    return Choice(name and str(name), OmegaConf.merge(file, choice), run)  # pyright: ignore[reportArgumentType]
+
+
+def _decides(source: Any, key: str, groups: Sequence[str]) -> bool:
+    """Whether `source` sets the run setting `key` or selects the component of group `key` (not only its settings)."""
+    own = source.get(key)
+    if key in groups and isinstance(own, DictConfig):
+        return "name" in own or "target" in own
+    return own is not None if key in groups else key in source
+
+
+def _short(name: str | None) -> str:
+    """A component's name; for a path, without folder and suffix."""
+    return Path(str(name)).name.removesuffix(".yaml")
+
+
+def _without(source: Any, groups: Sequence[str]) -> dict[str, Any]:
+    return {key: value for key, value in source.items() if key not in groups}
 
 
 def find(group: str, name: str) -> Path:
-    """The file of a group's component `name`, or the path `name`; InputError when there is none."""
+    """Path of a group's file for component `name`, or `name` itself if it is a path; raises InputError if missing."""
     path = Path(name) if name.endswith(".yaml") else CONFIGS / group / f"{name}.yaml"
     if not path.is_file():
         known = available(group)
@@ -142,7 +225,7 @@ def find(group: str, name: str) -> Path:
 
 
 def load(path: Path) -> DictConfig:
-    """The settings in a YAML file; InputError when it holds none."""
+    """Load the settings in a YAML file; raises InputError if it can't be read or has none."""
     try:
         content = OmegaConf.load(path)
     except Exception as error:
@@ -153,7 +236,7 @@ def load(path: Path) -> DictConfig:
 
 
 def _merged(node: Any, changes: Any, prefix: str = "") -> Any:
-    """`node` with `changes`; an error names the setting as the user writes it, with `prefix`."""
+    """Merge `changes` into `node`; errors name the setting as the user writes it, with `prefix`."""
     try:
         return OmegaConf.merge(node, changes)
     except ConfigKeyError as error:
@@ -163,3 +246,15 @@ def _merged(node: Any, changes: Any, prefix: str = "") -> Any:
         raise InputError(f"unknown setting '{prefix}{error.full_key}'{nearest(name, names)}") from error
     except OmegaConfBaseException as error:
         raise InputError(f"setting '{prefix}{error.full_key}': {str(error).splitlines()[0]}") from error
+
+
+def _checked(node: Any, prefix: str, origins: Mapping[str, str] | None = None) -> Any:
+    """Convert `node` to its dataclass; raises InputError for values out of range or contradictory settings."""
+    try:
+        if wrong := next(violations(node, prefix), None):
+            raise InputError(wrong)
+        return OmegaConf.to_object(node)
+    except (OmegaConfBaseException, ValueError) as error:
+        message = str(error).splitlines()[0]
+        asked = [f"; '{name}' is asked for by {who}" for name, who in (origins or {}).items() if f"'{name}'" in message]
+        raise InputError(f"{prefix.rstrip('.') or 'run'} settings: {message}{''.join(asked)}") from error

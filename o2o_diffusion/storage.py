@@ -1,15 +1,180 @@
-"""Files and folders that are complete or absent."""
+"""Atomic writes of files and folders, and sha256 manifests for verifying folders."""
 
+import contextlib
+import glob
+import hashlib
+import json
 import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from o2o_diffusion.errors import InputError
 
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.tmp-(?P<pid>\d{1,9})-[0-9a-f]{8}(?P<suffix>\..+)?")
+OLD = ".old"
+"""Suffix of a folder moved aside while it is replaced."""
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder, with the same suffix, and rename it to `path` after the block.
+
+    Raises FileExistsError if `path` is not a regular file, OSError if it can't be written.
+    """
+    path = path.resolve()  # keep a link, replace its target
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path} exists and is not a file")
+    with _temporary(path, path.suffix) as temporary:
+        yield temporary
+        _flush(temporary)
+        temporary.replace(path)
+        _flush(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder next to `path`, renamed to `path` after the block; with `replace`, over a folder.
+
+    Raises FileExistsError if `path` exists and can't be replaced, OSError if it can't be written.
+    """
+    path = path.resolve()
+    if path.exists() and not (replace and path.is_dir()):
+        raise FileExistsError(f"{path} exists already")
+    with _temporary(path) as temporary:
+        temporary.mkdir()
+        yield temporary
+        _flush(*temporary.rglob("*"), temporary)
+        if replace and path.exists():
+            _swap(temporary, path)
+        else:
+            temporary.rename(path)
+        _flush(path.parent)
+
+
+def sweep(folder: Path, pattern: str) -> None:
+    """Remove temporary files and folders for names matching `pattern` left by processes that no longer exist.
+
+    A folder moved aside is restored if its replacement is missing. Raises OSError if it can't be restored.
+    """
+    for leftover in folder.glob(f".{pattern}.tmp-*"):
+        match = TEMPORARY.fullmatch(leftover.name)
+        if match is None or _exists(int(match["pid"])):
+            continue
+        if match["suffix"] == OLD and leftover.is_dir() and not (folder / match["name"]).exists():
+            leftover.rename(folder / match["name"])
+        else:
+            _remove(leftover)
+
+
+def save_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` to `path` as indented JSON.
+
+    Raises TypeError if it is not JSON, OSError if it can't be written.
+    """
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(dict(content), indent=2) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file in hexadecimal; raises OSError if it can't be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path, name: str, **content: Any) -> None:
+    """Write the sha256 of every file in `folder` to the file `name`, under "files" if there is other `content`.
+
+    Call it last. Raises OSError if a file can't be read or written.
+    """
+    files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != name}
+    save_json(folder / name, {**content, "files": files} if content else files)
+
+
+def read_manifest(folder: Path, name: str) -> dict[str, Any]:
+    """Read a manifest; raises OSError, ValueError or TypeError if it can't be read."""
+    return dict(json.loads((folder / name).read_text()))
+
+
+def damage(folder: Path, name: str, needed: Sequence[str] = ()) -> str | None:
+    """Describe any damage to a folder by its manifest `name`, which must list the files `needed`; None if intact."""
+    if not (folder / name).is_file():
+        return f"{name} is missing"
+    try:
+        manifest = read_manifest(folder, name)
+        files = dict(manifest.get("files", manifest))
+        for file, digest in (dict.fromkeys(needed) | files).items():
+            path = folder / file
+            if digest is None:
+                return f"{name} does not list {file}"
+            if path.parent != folder or not path.is_file():
+                return f"{file} is missing"
+            if sha256(path) != digest:
+                return f"{file} was altered since it was saved (sha256 differs)"
+    except (TypeError, ValueError) as error:
+        return f"{name} was altered and cannot be read ({error})"
+    except OSError as error:
+        return str(error)
+    return None
+
 
 def check_writable(folder: Path) -> None:
-    """Raise InputError when `folder` is not a folder that can be made and written to; makes nothing."""
+    """Raise InputError if `folder` can't be created or written to; creates nothing."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise InputError(f"output '{folder}' can't be written: {existing} is not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"output '{folder}' can't be written: no permission in {existing}")
+
+
+@contextlib.contextmanager
+def _temporary(path: Path, suffix: str = "") -> Iterator[Path]:
+    """Yield an unused hidden path next to `path` and remove anything left there after the block."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent, glob.escape(path.name))
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}{suffix}")
+    try:
+        yield temporary
+    finally:
+        _remove(temporary)
+
+
+def _swap(temporary: Path, path: Path) -> None:
+    """Rename `temporary` to the existing `path`, moving the old one aside and restoring it on failure."""
+    old = temporary.with_name(f"{temporary.name}{OLD}")
+    try:
+        path.rename(old)
+        temporary.rename(path)
+    except BaseException:
+        if not path.exists():
+            old.rename(path)
+        raise
+    _remove(old)
+
+
+def _exists(pid: int) -> bool:
+    if os.name != "posix":
+        return True  # os.kill would terminate it
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
+    return True
+
+
+def _flush(*paths: Path) -> None:
+    for path in paths if os.name == "posix" else ():  # folders can't be opened elsewhere
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        path.unlink()  # a file

@@ -1,4 +1,4 @@
-"""Export the actors of a SAC run's checkpoints as behaviours that `scripts/record.py` can use."""
+"""Export the actors in a SAC run's checkpoints as behaviors for `scripts/record.py`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,20 +7,17 @@ from typing import Annotated
 from o2o_diffusion.command_line import command_line, main
 from o2o_diffusion.environments.behaviors.policy import FOLDER, save_policy
 from o2o_diffusion.errors import InputError
-from o2o_diffusion.settings import compose
 from o2o_diffusion.training.checkpoint import checkpoints, load_checkpoint
-from o2o_diffusion.training.finetune import GROUPS
-from o2o_diffusion.training.folders import SETTINGS
-from o2o_diffusion.training.loop import Finetuning
+from o2o_diffusion.training.folders import open_run
 
 
 @dataclass(frozen=True)
 class Config:
-    """Which run, and under which name."""
+    """Run to export, and name of its policies."""
 
-    run: Annotated[str | None, "folder of a SAC run that kept its checkpoints (keep_checkpoints=0)"] = None
-    name: Annotated[str | None, "folder under the packaged policies, such as halfcheetah"] = None
-    command: Annotated[str, "the command that made the run, kept with the policies"] = ""
+    run: Annotated[str | None, "folder of a SAC run with all checkpoints kept (keep_checkpoints=0)"] = None
+    name: Annotated[str | None, "folder among the packaged policies, e.g. halfcheetah"] = None
+    command: Annotated[str, "training command, stored with the policies"] = ""
 
 
 def export(argv: list[str]) -> int:
@@ -29,7 +26,7 @@ def export(argv: list[str]) -> int:
     config = settings.run
     if config.run is None or config.name is None:
         raise InputError("give run=<folder of a SAC run> and name=<folder of the policies>")
-    components = compose(Path(config.run) / SETTINGS, Finetuning.Config, GROUPS).components
+    components = open_run(Path(config.run)).settings.components
     task, hidden = components["task"].config, components["learner"].config.hidden
     for path in checkpoints(Path(config.run) / "checkpoints"):
         state = load_checkpoint(path.parent, path)
@@ -47,7 +44,7 @@ def export(argv: list[str]) -> int:
 
 
 def actor_tensors(actor: dict, num_hidden: int) -> dict:
-    """A tanh-Gaussian actor's tensors under the names of a policy file; its last layer holds mean and log_std."""
+    """Rename a tanh-Gaussian actor's tensors as in a policy file; the last layer is split into mean and log_std."""
     last = {kind: actor[f"mlp.layers.{num_hidden}.{kind}"].chunk(2) for kind in ("weight", "bias")}
     tensors = {f"trunk.{k}.{kind}": actor[f"mlp.layers.{k}.{kind}"] for k in range(num_hidden) for kind in last}
     for part, name in enumerate(("mean", "log_std")):

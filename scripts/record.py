@@ -1,4 +1,4 @@
-"""Record a task's dataset with the behaviours that ship with the package."""
+"""Record a task's dataset with the behaviors included in the package."""
 
 from dataclasses import dataclass
 
@@ -9,11 +9,11 @@ from o2o_diffusion.errors import InputError
 
 @dataclass(frozen=True)
 class Config:
-    """Everything is a setting of the task."""
+    """No settings of its own: everything is set on the task."""
 
 
 def record_task(argv: list[str]) -> int:
-    """Record what `task.recording` describes, as a Minari dataset that is never written over another."""
+    """Record `task.recording` as a new Minari dataset, never overwriting an existing one."""
     settings, _ = command_line(__doc__, "record.yaml", Config, ("task",), argv)
     recording = settings.components["task"].config.recording
     if recording is None:

@@ -1,10 +1,17 @@
 import os
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub reads it
+
 import numpy as np
 import pytest
 import torch
+from builders import tiny
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+from o2o_diffusion.agents import NoAgent
+from o2o_diffusion.protocols import Agent, Generator
+from o2o_diffusion.replay import Replay
+from o2o_diffusion.settings import find, load, locate
+from o2o_diffusion.types import Source, Transitions
 
 
 @pytest.fixture(autouse=True)
@@ -12,6 +19,24 @@ def one_thread():
     """Tests run on one thread and one route, so that sums are always taken in the same order."""
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("highest")
+
+
+@pytest.fixture(scope="session")
+def draw():
+    """`generator.sample` with the online label, no policy and no real rows, unless they are given."""
+
+    def draw(
+        generator: Generator,
+        size: int,
+        *,
+        source: Source = Source.GENERATED_ONLINE,
+        replay: Replay | None = None,
+        agent: Agent | None = None,
+    ) -> Transitions:
+        replay = Replay(generator.spec) if replay is None else replay
+        return generator.sample(size, source=source, replay=replay, agent=NoAgent() if agent is None else agent)
+
+    return draw
 
 
 @pytest.fixture(scope="session")
@@ -38,8 +63,8 @@ def pendulum_table(tmp_path_factory) -> str:
 
 
 @pytest.fixture
-def tiny_run(pendulum_table):
-    """Overrides of a run of some seconds: 40 updates, 20 steps of warm-up, 60 of fine-tuning, two refreshes."""
+def short_run(pendulum_table) -> list[str]:
+    """Overrides of a run of some seconds: 40 updates, 20 steps of warm-up, 60 of fine-tuning; no component's own."""
     return [
         f"task.dataset={pendulum_table}",
         "task.environment=Pendulum-v1",
@@ -52,45 +77,39 @@ def tiny_run(pendulum_table):
         "final_eval_episodes=2",
         "log_interval=10",
         "threads=1",
-        "learner.hidden=[16,16]",
-        "learner.batch_size=32",
-        "sampler.ramp=50",
         "logger.progress=false",
     ]
 
 
-def known_overrides(group: str, name: str, values: dict) -> list[str]:
-    """The named component, with those of `values` that it has as settings."""
-    from dataclasses import fields
-
-    from omegaconf import OmegaConf
-
-    from o2o_diffusion.settings import CONFIGS, locate
-
-    target = locate(str(OmegaConf.load(CONFIGS / group / f"{name}.yaml").target))
-    known = {field.name for field in fields(target.Config)}
-    return [f"{group}={name}", *(f"{group}.{key}={value}" for key, value in values.items() if key in known)]
+@pytest.fixture
+def tiny_run(short_run) -> list[str]:
+    """The same with a small learner of the usual kind and a ramp of 50 rows."""
+    return [*short_run, "learner.hidden=[16,16]", "learner.batch_size=32", "sampler.ramp=50"]
 
 
 @pytest.fixture(scope="session")
 def tiny_generator():
     """Overrides that make a named generator's refreshes short: after 30 and 60 online steps, each one accepted."""
-    tiny = {
-        "width": 16, "depth": 1, "batch_size": 32, "updates": 20, "refresh_updates": 10, "energy_updates": 5,
-        "curiosity_updates": 5, "pool_size": 40, "first_refresh": 30, "refresh_interval": 30, "num_samples": 50,
-        "solver": "dpm", "num_steps": 4, "max_auc": 1,
-    }  # fmt: skip
-    return lambda name: known_overrides("generator", name, tiny)
+
+    def overrides(name: str) -> list[str]:
+        has_gate = hasattr(target("generator", name).Config, "max_auc")
+        return [*tiny("generator", name), *(["generator.max_auc=1"] if has_gate else [])]
+
+    return overrides
 
 
 @pytest.fixture(scope="session")
 def tiny_learner():
-    """Overrides that make a named learner update within a tiny run: short blocks, episodes and warm-up."""
-    tiny = {"block_steps": 20, "warmup_steps": 20, "random_steps": 20}
-    return lambda name: [*known_overrides("learner", name, tiny), "task.max_episode_steps=20"]
+    """Overrides that make a named learner update within a tiny run: short blocks, warm-up and episodes."""
+    return lambda name: [*tiny("learner", name), "task.max_episode_steps=20"]
 
 
 @pytest.fixture
-def tiny_cfdg(tiny_generator):
-    """Overrides that make CFDG's refreshes short: after 30 and 60 online steps, 20 and 10 updates."""
+def tiny_cfdg(tiny_generator) -> list[str]:
+    """Overrides that make CFDG's refreshes short: after 30 and 60 online steps, 12 updates each."""
     return tiny_generator("cfdg")
+
+
+def target(group: str, name: str) -> type:
+    """The class of a named component."""
+    return locate(str(load(find(group, name)).target))

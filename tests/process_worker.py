@@ -6,18 +6,28 @@ from pathlib import Path
 from o2o_diffusion.distributed import num_processes, rank
 from o2o_diffusion.settings import CONFIGS, compose
 from o2o_diffusion.training.checkpoint import save_checkpoint
-from o2o_diffusion.training.finetune import GROUPS, Run
-from o2o_diffusion.training.loop import Finetuning
+from o2o_diffusion.training.finetune import Run
+from o2o_diffusion.training.folders import GROUPS
+from o2o_diffusion.training.loop import Loop
 
-folder, *overrides = sys.argv[1:]
-run = Run(compose(CONFIGS / "finetune.yaml", Finetuning.Config, GROUPS, [*overrides, f"output={folder}/run"]))
-before = {"learner": run.loop.learner.state_dict(), "generator": run.loop.generator.state_dict()}
-if rank() == 0:
-    save_checkpoint(Path(folder) / "before", 0, {"processes": num_processes(), **before})
-run.plan()  # times updates, in which every process must take part
-run.loop.run()
-run.accelerator.wait_for_everyone()
-if rank() == 0:
-    after = {"learner": run.loop.learner.state_dict(), "generator": run.loop.generator.state_dict()}
-    save_checkpoint(Path(folder) / "after", 0, {"pools": run.loop.replay.state_dict(), **after})
-run.accelerator.end_training()
+
+def work(folder: Path, overrides: list[str]) -> None:
+    """Run with `overrides`; the main process saves states before and after under `folder`."""
+    run = Run(compose(CONFIGS / "finetune.yaml", Loop.Config, GROUPS, [*overrides, f"output={folder}/run"]))
+    save(folder / "before", run.loop)
+    run.plan()  # times updates, in which every process must take part
+    run.loop.run()
+    save(folder / "after", run.loop)
+    run.session.close()
+
+
+def save(folder: Path, loop: Loop) -> None:
+    """The states of components and pools, and the number of processes."""
+    if rank() == 0:
+        components = {"learner": loop.learner, "generator": loop.refresher.generator, "sampler": loop.sampler}
+        states = {name: component.state_dict() for name, component in components.items()}
+        save_checkpoint(folder, 0, {"processes": num_processes(), "pools": loop.replay.state_dict(), **states})
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]), sys.argv[2:])

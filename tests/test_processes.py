@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from process_worker import work
 
 from o2o_diffusion.training.checkpoint import load_checkpoint
 
 WORKER = Path(__file__).parent / "process_worker.py"
+SHORT = ["pretrain_updates=5", "warmup_steps=30", "online_steps=31", "eval_interval=1000", "final_eval_episodes=1"]
 
 
 def launch(folder: Path, processes: int, overrides: list[str]) -> tuple[dict, dict]:
@@ -21,13 +23,40 @@ def launch(folder: Path, processes: int, overrides: list[str]) -> tuple[dict, di
 
 def parameters(state: dict) -> torch.Tensor:
     """Every float tensor of the networks in one vector."""
-    others = ("optimizer", "averages", "pool")  # what is not a network
+    others = ("optimizer", "averages", "contrast_rows")  # what is not a network
     networks = [
         part for name, part in sorted(state.items()) if isinstance(part, dict) and not any(o in name for o in others)
     ]
     named = [item for part in networks for item in part.items() if "normalizer" not in item[0]]  # fitted, not trained
     tensors = [t for _, t in named if isinstance(t, torch.Tensor) and t.is_floating_point()]
     return torch.cat([tensor.flatten() for tensor in tensors]).nan_to_num(posinf=0.0, neginf=0.0)
+
+
+def assert_same_algorithm(one: tuple[dict, dict], two: tuple[dict, dict]) -> None:
+    """Compare states before and after of 1 and of 2 processes, by how far training moved them."""
+    (before, first), (other_before, second) = one, two
+    assert (before["processes"], other_before["processes"]) == (1, 2)
+    for part in ("learner", "generator"):
+        start, end, other_end = (parameters(state[part]) for state in (before, first, second))
+        change = (end - start).norm()
+        assert change > 0 and (other_end - end).norm() / change < 1e-4, part
+    rows = [state["pools"]["pools"]["GENERATED_ONLINE"]["rows"]["observations"] for state in (first, second)]
+    assert len(rows[0]) >= 40 and torch.allclose(*rows, atol=1e-2)
+
+
+def test_two_processes_draw_and_train_what_one_does(tmp_path, tiny_run, tiny_generator):
+    """One component of each kind; the others are compared in the slow test below."""
+    chosen = ["learner=iql", *tiny_generator("cfdg"), "sampler=mixture", "generator.updates=5"]
+    overrides = [*tiny_run, *chosen, *SHORT]
+    work(tmp_path / "one", overrides)
+    one = load_checkpoint(tmp_path / "one" / "before"), load_checkpoint(tmp_path / "one" / "after")
+    two = launch(tmp_path / "two", 2, overrides)
+    assert_same_algorithm(one, two)
+    samplers = [states[1]["sampler"] for states in (one, two)]
+    assert samplers[0]["carry"] == samplers[1]["carry"]
+    assert torch.equal(*(sampler["rng"]["generator"] for sampler in samplers))
+    online = [states[1]["pools"]["pools"]["ONLINE"]["rows"] for states in (one, two)]
+    assert len(online[0]["actions"]) == 31 and torch.allclose(online[0]["actions"], online[1]["actions"], atol=1e-4)
 
 
 @pytest.mark.slow
@@ -37,14 +66,5 @@ def parameters(state: dict) -> torch.Tensor:
     + [("iql", generator) for generator in ("edis", "synther", "pgr")],
 )
 def test_two_processes_are_the_same_algorithm(tmp_path, tiny_run, tiny_generator, learner, generator):
-    short = ["pretrain_updates=5", "warmup_steps=30", "online_steps=31", "eval_interval=1000", "final_eval_episodes=1"]
-    overrides = [*tiny_run, *tiny_generator(generator), *short, "generator.updates=5", f"learner={learner}"]
-    first_before, first = launch(tmp_path / "one", 1, overrides)
-    second_before, second = launch(tmp_path / "two", 2, overrides)
-    assert (first_before["processes"], second_before["processes"]) == (1, 2)
-    for part in ("learner", "generator"):
-        start, one, two = (parameters(state[part]) for state in (first_before, first, second))
-        change = (one - start).norm()
-        assert change > 0 and (two - one).norm() / change < 1e-4, part
-    rows = [state["pools"]["pools"]["GENERATED_ONLINE"]["rows"]["observations"] for state in (first, second)]
-    assert len(rows[0]) >= 40 and torch.allclose(*rows, atol=1e-2)
+    overrides = [*tiny_run, *tiny_generator(generator), *SHORT, "generator.updates=5", f"learner={learner}"]
+    assert_same_algorithm(*(launch(tmp_path / str(processes), processes, overrides) for processes in (1, 2)))

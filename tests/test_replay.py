@@ -1,11 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from builders import SPEC, make_replay, raw_batch
 
-from o2o_diffusion.replay import Replay
-from o2o_diffusion.types import Episode, Source, Transitions, TransitionSpec
-
-SPEC = TransitionSpec(3, 2)
+from o2o_diffusion.replay import Draw, Replay
+from o2o_diffusion.types import Episode, RewardTransform, Source, Transitions
 
 
 def episode(length: int, value: float = 0.0, terminated: bool = False) -> Episode:
@@ -22,6 +21,30 @@ def row(value: float) -> Transitions:
     return episode(1, value).transitions()
 
 
+def numbered(number: int, length: int) -> Episode:
+    """An episode whose observation at step t is 100 `number` + t."""
+    observations = np.repeat(100.0 * number + np.arange(length + 1)[:, None], 3, 1).astype(np.float32)
+    return Episode(observations, np.zeros((length, 2), np.float32), np.ones(length, np.float32), False)
+
+
+def check_windows(store: Replay, source: Source, length: int = 5) -> None:
+    """Compare the window at every row of a pool with the steps of its episode that the pool holds."""
+    pool = store.pools[source]
+    held = pool.all().observations[:, 0].tolist()
+    rows = torch.arange(len(pool))
+    draw = Draw.create(rows, torch.full_like(rows, int(source)), weights=0.5 * torch.ones(len(pool)))
+    windows = store.gather(draw, length)
+    assert windows.observations.shape == (len(pool), length, 3) and windows.rewards.shape == (len(pool), length)
+    assert (windows.sources == source).all() and (windows.regularization == 1).all()
+    for first, observations, weights, where in zip(
+        held, windows.observations[..., 0].tolist(), windows.weights.tolist(), windows.rows.tolist(), strict=True
+    ):
+        steps = [first + k for k in range(length) if all(first + j in held for j in range(k + 1))]
+        assert observations == steps + (length - len(steps)) * steps[-1:]
+        assert weights == [0.5] * len(steps) + [0.0] * (length - len(steps))
+        assert [held[k] for k in where] == observations
+
+
 def test_the_online_ring_reaches_its_capacity_and_then_forgets_the_oldest():
     store = replay(online=4)
     sizes = []
@@ -35,10 +58,10 @@ def test_the_online_ring_reaches_its_capacity_and_then_forgets_the_oldest():
 def test_online_rows_never_touch_offline_rows():
     store = replay(offline=5, online=2)
     store.load([episode(2, 7.0), episode(3, 8.0)])
-    before = store.offline.all()
+    before = store.offline.all().observations.clone()
     for value in range(9):
         store.online.append(row(float(value)))
-    assert torch.equal(store.offline.all().observations, before.observations)
+    assert torch.equal(store.offline.all().observations, before)
     assert store.offline.episodes.tolist() == [0, 0, 1, 1, 1] and store.offline.steps.tolist() == [0, 1, 0, 1, 2]
 
 
@@ -60,20 +83,12 @@ def test_a_transition_is_the_same_to_the_learner_whether_it_came_from_the_data_o
     store.end_episode(episode(2), rows)
     pools = torch.tensor([Source.OFFLINE, Source.ONLINE])
     for step in range(2):
-        batch = store.gather(torch.tensor([step, step]), pools)
-        transformed = store.transform(batch.rewards)
-        for name in (
-            "observations",
-            "actions",
-            "next_observations",
-            "returns",
-            "continues",
-            "weights",
-            "regularization",
-        ):
-            offline, online = getattr(batch, name)
+        batch = store.gather(Draw.create(torch.tensor([step, step]), pools))
+        scaled = store.scaled(batch)
+        names = ("observations", "actions", "rewards", "next_observations", "returns", "discounts")
+        for name in (*names, "weights", "regularization"):
+            offline, online = getattr(scaled, name)
             assert torch.equal(offline, online), name
-        assert transformed[0] == transformed[1]
 
 
 def test_an_episode_longer_than_the_ring_keeps_the_returns_of_its_last_rows():
@@ -96,9 +111,106 @@ def test_gather_reads_each_row_from_its_pool():
     store = replay(offline=2, online=2)
     store.load([episode(2, 5.0)])
     store.online.append(row(9.0))
-    batch = store.gather(torch.tensor([1, 0]), torch.tensor([Source.OFFLINE, Source.ONLINE]))
+    batch = store.gather(Draw.create(torch.tensor([1, 0]), torch.tensor([Source.OFFLINE, Source.ONLINE])))
     assert batch.observations[:, 0].tolist() == [5.0, 9.0]
     assert batch.sources.tolist() == [Source.OFFLINE, Source.ONLINE] and batch.rows.tolist() == [1, 0]
+
+
+def test_gather_keeps_what_a_draw_says_of_its_rows():
+    store, ones = make_replay(offline=4, online=4), torch.ones(3)
+    rows, pools = torch.tensor([3, 0, 2]), torch.tensor([0, 1, 1])
+    draw = Draw.create(rows, pools, sources=pools + 2, weights=0.5 * ones, regularization=0 * ones)
+    batch = store.gather(draw)
+    assert torch.equal(batch.observations[:1], store.offline.all().observations[3:])
+    assert torch.equal(batch.observations[1:], store.online.all().observations[[0, 2]])
+    assert batch.is_generated.all() and batch.sources.tolist() == [2, 3, 3] and batch.rows.tolist() == [3, 0, 2]
+    assert batch.weights.eq(0.5).all() and batch.regularization.eq(0).all()
+    assert torch.equal(store.gather(draw[1:]).observations, batch.observations[1:]) and len(draw[1:]) == 2
+
+
+def test_union_counts_offline_rows_before_online_ones():
+    store = make_replay(offline=3, online=2, generated_online=4)
+    assert (store.num_real, store.num_generated) == (5, 4)
+    draw = store.union(torch.arange(store.num_real))
+    assert draw.rows.tolist() == [0, 1, 2, 0, 1] and draw.pools.tolist() == [0, 0, 0, 1, 1]
+    assert torch.equal(draw.sources, draw.pools) and (draw.weights == 1).all() and (draw.regularization == 1).all()
+    both = torch.cat([store.offline.all().observations, store.online.all().observations])
+    assert torch.equal(store.gather(draw).observations, both)
+    only = make_replay(offline=0, online=2).union(torch.tensor([1, 0]))
+    assert only.rows.tolist() == [1, 0] and (only.pools == Source.ONLINE).all()
+
+
+def test_scaled_transforms_rewards_once_and_sets_discounts():
+    store = make_replay(transform=RewardTransform(scale=10.0, bias=-1.0), discount=0.9)
+    raw = store.gather(store.union(torch.arange(400)))
+    rewards = raw.rewards.clone()
+    scaled = store.scaled(raw)
+    assert torch.equal(raw.rewards, rewards) and raw.discounts.isnan().all()
+    torch.testing.assert_close(scaled.rewards, 10 * rewards - 1)
+    assert 0 < scaled.terminations.mean() < 1
+    torch.testing.assert_close(scaled.discounts, 0.9 * (1 - scaled.terminations))
+    assert torch.equal(store.scaled(raw).rewards, scaled.rewards)
+    for name in ("observations", "actions", "next_observations", "terminations", "returns", "weights", "sources"):
+        assert torch.equal(getattr(scaled, name), getattr(raw, name)), name
+    assert torch.equal(torch.cat([store.offline.all().rewards, store.online.all().rewards]), rewards)
+
+
+def test_an_online_dataset_enters_with_its_returns():
+    store = replay(offline=2, online=5)
+    store.load([episode(2), episode(3)], Source.ONLINE)
+    assert len(store.offline) == 0 and store.online.all().returns.tolist() == [1.5, 1.0, 1.75, 1.5, 1.0]
+    assert store.online.episodes.tolist() == [0, 0, 1, 1, 1] and store.online.steps.tolist() == [0, 1, 0, 1, 2]
+    assert (store.online.all().sources == Source.ONLINE).all()
+
+
+@pytest.mark.parametrize("source", [Source.OFFLINE, Source.ONLINE])
+def test_windows_never_cross_an_episode_and_repeat_its_last_row_with_weight_0(source):
+    store = Replay(SPEC, {Source.OFFLINE: 20, Source.ONLINE: 20})
+    store.load([numbered(number, length) for number, length in enumerate((3, 7, 1, 5))], source)
+    assert len(store.pools[source]) == 16  # the pool is not full: its last window must not reach beyond
+    check_windows(store, source)
+
+
+@pytest.mark.parametrize("lengths", [(4, 4, 5), (13,), (3, 10), (10,), (8, 12)])
+def test_windows_respect_the_wrap_around_of_the_online_ring(lengths):
+    store = Replay(SPEC, {Source.OFFLINE: 3, Source.ONLINE: 10})
+    store.load([numbered(9, 3)])
+    for number, length in enumerate(lengths):
+        steps = numbered(number, length).transitions()
+        for step in range(length):
+            store.online.append(steps[step : step + 1], episode=number, first_step=step)
+            check_windows(store, Source.ONLINE)
+    check_windows(store, Source.OFFLINE)
+
+
+def test_rows_without_an_episode_are_windows_of_their_own():
+    store = make_replay(offline=6, online=6, generated_online=6)
+    for source in (Source.OFFLINE, Source.ONLINE, Source.GENERATED_ONLINE):
+        rows = torch.arange(6)
+        windows = store.gather(Draw.create(rows, torch.full_like(rows, int(source))), 5)
+        assert torch.equal(windows.rows, rows[:, None].expand(6, 5))
+        assert windows.weights.tolist() == 6 * [[1.0, 0.0, 0.0, 0.0, 0.0]]
+        assert torch.equal(windows.observations, store.pools[source].all().observations[:, None].expand(6, 5, 3))
+
+
+def test_a_draw_of_windows_mixes_pools_and_begins_with_its_rows():
+    store = Replay(SPEC, {Source.OFFLINE: 8, Source.ONLINE: 8, Source.GENERATED_ONLINE: 2}, discount=0.9)
+    store.load([numbered(0, 8)])
+    store.load([numbered(1, 4), numbered(2, 4)], Source.ONLINE)
+    store.replace_generated({Source.GENERATED_ONLINE: raw_batch(2)})
+    draw = Draw.create(torch.tensor([5, 2, 1]), torch.tensor([0, 1, 3]), regularization=torch.tensor([1.0, 0.0, 1.0]))
+    windows, rows = store.gather(draw, 5), store.gather(draw)
+    assert windows.observations[:2, :, 0].tolist() == [[5, 6, 7, 7, 7], [102, 103, 103, 103, 103]]
+    assert windows.weights.sum(1).tolist() == [3, 2, 1] and windows.regularization[:, 4].tolist() == [1, 0, 1]
+    for name, field in vars(rows).items():
+        torch.testing.assert_close(getattr(windows, name)[:, 0], field, equal_nan=True)
+    torch.testing.assert_close(store.scaled(windows).discounts, 0.9 * (1 - windows.terminations))
+
+
+def test_a_pools_rows_are_read_without_a_copy():
+    store = make_replay(offline=3, online=2)
+    assert store.offline.all().rewards.data_ptr() == store.memory["rewards"].data_ptr()
+    assert store.device == torch.device("cpu")
 
 
 def test_state_restores_everything_but_the_dataset():

@@ -1,11 +1,11 @@
-"""Any offline data as episodes: a Minari id or folder, a D4RL HDF5 file, an .npz table."""
+"""Load offline data as episodes from a Minari id or folder, a D4RL HDF5 file, or an .npz table."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Episodes with what is known of the task they were recorded in.
+    """Episodes and the known properties of their task.
 
     `observation_keys` are the flattened fields of dict observations, in order; the environment must use the same.
-    `action_bounds` is the recorded box of the actions, None where a table does not tell (they are in [-1, 1]).
+    `action_bounds` is the recorded action box, or None for a table, which has none (actions are in [-1, 1]).
     """
 
     name: str
@@ -40,19 +40,24 @@ class Dataset:
     environment: EnvironmentSpec | None = None
     scores: ReferenceScores | None = None
 
-    @property
+    @cached_property
+    def num_episodes(self) -> int:
+        """Number of episodes."""
+        return len(self.episodes)
+
+    @cached_property
     def num_transitions(self) -> int:
-        """Transitions of all episodes."""
+        """Number of transitions in all episodes."""
         return sum(len(episode) for episode in self.episodes)
 
-    @property
+    @cached_property
     def mean_return(self) -> float | None:
-        """Mean raw return of the episodes; None where there are none."""
+        """Mean raw return of the episodes; None if there are none."""
         return float(np.mean([episode.rewards.sum() for episode in self.episodes])) if self.episodes else None
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the episodes' arrays, by which a resumed run knows its data."""
+        """sha256 of the episodes' arrays, used to verify the data of a resumed run."""
         digest = hashlib.sha256()
         for episode in self.episodes:
             digest.update(b"%d%d" % (len(episode), episode.terminated))
@@ -60,9 +65,17 @@ class Dataset:
                 digest.update(array.tobytes())
         return digest.hexdigest()
 
+    def without_episodes(self) -> Dataset:
+        """Return a copy without the episodes, to free memory; keeps sizes, mean return and fingerprint."""
+        names = ("num_episodes", "num_transitions", "mean_return", "fingerprint")
+        known = {name: getattr(self, name) for name in names}
+        released = replace(self, episodes=())
+        vars(released).update(known)  # fill the cached properties
+        return released
+
     @property
-    def facts(self) -> dict[str, Any]:
-        """What is worth keeping with whatever is made from these episodes, as plain data."""
+    def provenance(self) -> dict[str, Any]:
+        """The dataset's name, checksum and spaces as plain data, saved with everything derived from it."""
         return {
             "dataset": self.name,
             "dataset_sha256": self.fingerprint,
@@ -74,10 +87,10 @@ class Dataset:
 
 
 def load_dataset(name: str) -> Dataset:
-    """The dataset that `name` means: a file by its suffix, an existing folder, else a Minari id.
+    """Load the dataset `name`: a table by its suffix, an existing folder, or otherwise a Minari id.
 
-    A local path wins over an id, and a local copy over a download. Raises InputError where it is missing, damaged,
-    or breaks the conventions of `Episode`.
+    A local path takes precedence over an id, and a local copy over a download. Raises InputError if the dataset is
+    missing, damaged, or violates the conventions of `Episode`.
     """
     path = Path(name).expanduser()
     if path.suffix in FILES:
@@ -113,13 +126,14 @@ def _load_minari(folder: Path) -> Dataset:
     num_steps = sum(len(episode) for episode in episodes)
     if not episodes or num_steps != metadata["total_steps"]:
         raise InputError(f"{name}: {data} holds {num_steps} steps, its metadata says {metadata['total_steps']}")
-    environment = _environment(metadata)
+    environment = _environment(metadata, keys)
+    spec = replace(spec, environment=environment, data_environment=environment)
     scores = reference_scores(environment.id if environment else None, metadata)
     return Dataset(name, episodes, spec, keys, bounds, environment, scores)
 
 
 def _metadata(data: Path) -> dict[str, Any]:
-    """Raw metadata; the spaces must be in it, because Minari would make the environment named there to find them."""
+    """Read the raw metadata; it must have the spaces, or Minari would create the named environment to get them."""
     path = data / "metadata.json"
     if not path.is_file():
         raise InputError(f"{data.absolute()} is no Minari dataset: it has no metadata.json (nor data/metadata.json)")
@@ -135,18 +149,18 @@ def _metadata(data: Path) -> dict[str, Any]:
 
 
 def _read_episodes(data: Path, dataset: Any) -> Iterator[EpisodeData]:
-    """Episodes one by one, so that an unreadable one is named."""
+    """Yield episodes one at a time, so that the error names an unreadable one."""
     for number, index in enumerate(dataset.episode_indices):
         try:
             yield dataset[number]
-        except Exception as error:  # damaged files fail in many ways
+        except Exception as error:  # damaged files raise many kinds of exceptions
             raise InputError(f"{data}: episode {index} cannot be read: {error}") from error
 
 
 def _episode(
     where: str, episode: EpisodeData, keys: tuple[str, ...], spec: TransitionSpec, bounds: ActionBounds
 ) -> Episode:
-    """A Minari episode; terminated as recorded, even where the time limit was reached in the same step."""
+    """Convert a Minari episode; terminated as recorded, even if the time limit was reached in the same step."""
     check_flags(where, len(episode.rewards), terminations=episode.terminations, truncations=episode.truncations)
     try:
         observations = flatten(episode.observations, keys)
@@ -157,9 +171,9 @@ def _episode(
     return checked_episode(where, *arrays, terminated=terminated, spec=spec, bounds=bounds)
 
 
-def _environment(metadata: dict[str, Any]) -> EnvironmentSpec | None:
-    """The recorded environment: id, keyword arguments and step limit; whatever else the metadata names is ignored."""
+def _environment(metadata: dict[str, Any], keys: tuple[str, ...]) -> EnvironmentSpec | None:
+    """The recorded environment: id, keyword arguments and step limit; all other metadata is ignored."""
     if "env_spec" not in metadata:
         return None
     spec = json.loads(metadata["env_spec"])
-    return EnvironmentSpec(spec["id"], spec.get("kwargs") or {}, spec.get("max_episode_steps"))
+    return EnvironmentSpec(spec["id"], spec.get("kwargs") or {}, spec.get("max_episode_steps"), keys)

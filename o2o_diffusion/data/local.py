@@ -1,6 +1,6 @@
-"""Minari's local store: which ids are valid, where they lie, what is there, and how a missing one is fetched.
+"""Minari's local store: validate ids, locate folders, list datasets, and download missing ones.
 
-Minari neither confines an id to its folder nor cleans up after a failed download, so that both are done here.
+Minari neither confines an id to the store nor cleans up after a failed download, so both are done here.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from pathlib import Path
 from o2o_diffusion.errors import InputError, nearest
 
 ID = re.compile(r"(?:[A-Za-z0-9_][\w-]+/)*[A-Za-z0-9_][\w-]*-v\d+", re.ASCII)
-"""(namespace/)name-vN with namespaces of two characters and more, as Minari wants them."""
+"""(namespace/)name-vN, with namespaces of two or more characters, as required by Minari."""
 
 CONNECTION_SECONDS = 5.0
 
 
 def store() -> Path:
-    """Minari's folder of datasets: `MINARI_DATASETS_PATH`, else ~/.minari/datasets."""
+    """Minari's dataset folder: `MINARI_DATASETS_PATH`, else ~/.minari/datasets."""
     return Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
 
 
 def folder_of(dataset_id: str) -> Path:
-    """Where a dataset lies or would lie; raises InputError for an id that is malformed or leaves the store."""
+    """Folder of a dataset, existing or not; raises InputError if the id is malformed or points outside the store."""
     if not ID.fullmatch(dataset_id):
         raise InputError(f"{dataset_id!r} is neither an existing folder or file nor a Minari id (namespace/name-v0)")
     folder = store() / dataset_id
@@ -43,7 +43,7 @@ def local_ids() -> list[str]:
 
 
 def fetch(dataset_id: str) -> Path:
-    """The folder of a dataset, downloaded by Minari unless it is there; raises InputError where it cannot be had."""
+    """Folder of a dataset, downloaded by Minari if missing; raises InputError if it cannot be downloaded."""
     folder = folder_of(dataset_id)
     if (folder / "data" / "metadata.json").is_file():
         return folder
@@ -66,7 +66,7 @@ def fetch(dataset_id: str) -> Path:
 
 
 def _check_connection() -> None:
-    """Raises OSError at once where there is no network; the hub's own client retries for half a minute."""
+    """Raise OSError immediately if there is no network; the hub's own client retries for half a minute."""
     if not os.environ.get("MINARI_REMOTE", "hf://").startswith("hf://"):
         return
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
@@ -77,6 +77,6 @@ def _check_connection() -> None:
     try:
         urllib.request.urlopen(request, timeout=CONNECTION_SECONDS).close()
     except urllib.error.HTTPError:
-        pass  # it answered
+        pass  # the server responded
     except urllib.error.URLError as error:
         raise OSError(f"no connection to {request.host}: {error.reason}") from error

@@ -1,4 +1,4 @@
-"""Generated rows as a Minari dataset: each an episode of one step, in the spaces of the dataset they go with."""
+"""Write generated rows as a Minari dataset of one-step episodes, in the spaces of the matching real dataset."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from o2o_diffusion.data import local
 from o2o_diffusion.data.datasets import Dataset
@@ -20,6 +19,7 @@ from o2o_diffusion.data.spaces import ActionBounds
 from o2o_diffusion.data.tables import FILES
 from o2o_diffusion.data.writing import new_dataset, write_dataset
 from o2o_diffusion.errors import InputError
+from o2o_diffusion.progress import progress_bar
 from o2o_diffusion.types import Transitions, TransitionSpec
 
 if TYPE_CHECKING:
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     from minari.data_collector import EpisodeBuffer
 
 BYTES_PER_EPISODE, BYTES_PER_FIELD, SECONDS_PER_EPISODE = 11_700, 3_400, 6e-4
-"""Of one-step episodes in Minari's HDF5 format, measured; a field is one of the arrays that observations consist of."""
+"""Measured for one-step episodes in Minari's HDF5 format; a field is one array of the observations."""
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """What the rows of a new dataset look like: its spaces and environment, and how flat rows become observations.
+    """Row layout of a new dataset: its spaces and environment, and the mapping from flat rows to observations.
 
-    `recorded` carries observation space, action space and specification. `keys` are the fields of dict observations
-    in the order of a flat row, `repeats` the column of `observation` at which a field that was left out begins.
+    `recorded` has the observation space, action space and specification. `keys` are the fields of dict observations in
+    the order of a flat row; `repeats` maps each omitted field to its first column in `observation`.
     """
 
     recorded: gym.Env
@@ -46,7 +46,7 @@ class Layout:
 
     @classmethod
     def of(cls, dataset: Dataset, source: MinariDataset) -> Layout:
-        """That of a Minari dataset which was loaded as `dataset`; raises InputError where its observations nest."""
+        """Layout of a Minari dataset loaded as `dataset`; raises InputError if its observations are nested."""
         if any("." in key for key in dataset.observation_keys):
             raise InputError(
                 f"{dataset.name}: rows of nested observations {list(dataset.observation_keys)} can't be written as a"
@@ -61,20 +61,20 @@ class Layout:
         return cls(recorded, ActionBounds.of(source.action_space, dataset.name), dataset.observation_keys, repeats)
 
     @classmethod
-    def flat(cls, spec: TransitionSpec, facts: Mapping[str, Any], environment: gym.Env | None = None) -> Layout:
-        """Flat rows of a saved generator with these `facts`: in the spaces of `environment` if those are flat too."""
+    def flat(cls, spec: TransitionSpec, provenance: Mapping[str, Any], environment: gym.Env | None = None) -> Layout:
+        """Flat layout for a saved generator, by its `provenance`; with the spaces of `environment` if flat."""
         from gymnasium.spaces import Box
 
         if environment is not None and environment.observation_space.shape == (spec.observation_dim,):
             return cls(environment, ActionBounds.of(environment.action_space, "the generator's environment"))
-        low = np.array(facts.get("action_low") or [-1.0] * spec.action_dim, np.float32)
-        high = np.array(facts.get("action_high") or [1.0] * spec.action_dim, np.float32)
+        low = np.array(provenance.get("action_low") or [-1.0] * spec.action_dim, np.float32)
+        high = np.array(provenance.get("action_high") or [1.0] * spec.action_dim, np.float32)
         actions = Box(low, high, dtype=np.float32)
         observations = Box(-np.inf, np.inf, (spec.observation_dim,), np.float32)
         return cls(_recorded(observations, actions, None), ActionBounds.of(actions, "the generator"))
 
     def observations(self, flat: np.ndarray) -> Any:
-        """[T, .] observations of the dataset's space, from `flat` rows [T, observation_dim]."""
+        """Convert `flat` rows [T, observation_dim] to observations [T, .] of the dataset's space."""
         space: Any = self.recorded.observation_space
         if not self.keys:
             return flat.astype(space.dtype)
@@ -85,7 +85,7 @@ class Layout:
         return {key: fields[key].astype(space[key].dtype) for key in space}
 
     def episodes(self, rows: Transitions) -> Iterator[EpisodeBuffer]:
-        """Every row as an episode of one step, which terminated or was truncated there."""
+        """Yield each row as a one-step episode, terminated or truncated at that step."""
         from minari.data_collector import EpisodeBuffer
 
         rows = rows.to("cpu")
@@ -93,7 +93,7 @@ class Layout:
         actions = self.bounds.to_box(rows.actions.numpy()).astype(self.recorded.action_space.dtype)
         rewards, ended = rows.rewards.double().numpy(), rows.terminations.numpy() > 0.5
         for k in range(len(rows)):
-            fields: dict[str, Any] = {  # Minari declares lists and takes arrays
+            fields: dict[str, Any] = {  # annotated as lists, but Minari accepts arrays
                 "observations": self.observations(both[k]),
                 "actions": actions[k : k + 1],
                 "rewards": rewards[k : k + 1],
@@ -113,7 +113,7 @@ def write_rows(
 ) -> Path:
     """Write generated `rows`, after the episodes of `real`, as a new Minari dataset; returns its folder.
 
-    Raises InputError where the id is not free or the store cannot be written.
+    Raises InputError if the id is taken or the store cannot be written to.
     """
     total = len(rows) + (real.total_episodes if real else 0)
     described = {
@@ -123,14 +123,15 @@ def write_rows(
         "generated": True,
         "generated_episodes": [total - len(rows), total],
     }
-    episodes = tqdm(chain(_copies(real), layout.episodes(rows)), f"write {dataset_id}", total)
-    with new_dataset(dataset_id) as data:
-        write_dataset(data, dataset_id, layout.recorded, episodes, described | dict(metadata))
+    episodes = chain(_copies(real), layout.episodes(rows))
+    with new_dataset(dataset_id) as data, progress_bar(f"write {dataset_id}", total) as bar:
+        counted = (episode for episode in episodes if bar.update() or True)
+        write_dataset(data, dataset_id, layout.recorded, counted, described | dict(metadata))
     return local.folder_of(dataset_id)
 
 
 def check_size(num_rows: int, layout: Layout) -> None:
-    """Warn of the size and time of a dataset of one-step episodes; raises InputError where the disk is too small."""
+    """Warn about the size and writing time of one-step episodes; raises InputError if the disk is too small."""
     fields = len(getattr(layout.recorded.observation_space, "spaces", ("",)))
     size, minutes = num_rows * (BYTES_PER_EPISODE + BYTES_PER_FIELD * fields), num_rows * SECONDS_PER_EPISODE / 60
     existing = next(path for path in (local.store(), *local.store().absolute().parents) if path.exists())
@@ -142,9 +143,9 @@ def check_size(num_rows: int, layout: Layout) -> None:
 
 
 def open_dataset(name: str | Path) -> MinariDataset:
-    """The Minari dataset `name`, an id or a folder, with its spaces; to be called after `load_dataset` found it whole.
+    """Open the Minari dataset `name` (id or folder) with its spaces; call after `load_dataset` has validated it.
 
-    Raises InputError where it is a table.
+    Raises InputError if it is a table.
     """
     folder = Path(name).expanduser()
     if folder.suffix in FILES:
@@ -156,7 +157,7 @@ def open_dataset(name: str | Path) -> MinariDataset:
 
 
 def _copies(source: MinariDataset | None) -> Iterable[EpisodeBuffer]:
-    """The episodes of `source`, as they are."""
+    """Yield the episodes of `source` unchanged."""
     from minari.data_collector import EpisodeBuffer
 
     for episode in source.iterate_episodes() if source else ():
@@ -165,7 +166,7 @@ def _copies(source: MinariDataset | None) -> Iterable[EpisodeBuffer]:
 
 
 def _recorded(observations: gym.Space, actions: gym.Space, spec: Any) -> gym.Env:
-    """Something that has an environment's spaces and specification, and nothing else."""
+    """A placeholder environment with only spaces and a specification."""
     import gymnasium as gym
 
     recorded = gym.Env()
@@ -174,7 +175,7 @@ def _recorded(observations: gym.Space, actions: gym.Space, spec: Any) -> gym.Env
 
 
 def _column(part: np.ndarray, whole: np.ndarray) -> int:
-    """The first column of `whole` [T, .] at which `part` [T, .] repeats in it."""
+    """First column of the copy of `part` [T, .] inside `whole` [T, .]."""
     width = part.shape[1]
     columns = range(whole.shape[1] - width + 1)
     return next(k for k in columns if np.array_equal(whole[:, k : k + width], part))

@@ -1,4 +1,4 @@
-"""Normalised scores: 0 for a random policy, 100 for an expert."""
+"""Normalized scores: 0 for a random policy, 100 for an expert."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ D4RL = {
     "AdroitHandDoor": (-56.512833, 2880.5693087298737),
     "FrankaKitchen": (0.0, 4.0),
 }
-"""Returns of a random policy and of an expert (Farama-Foundation/D4RL, d4rl/infos.py), by environment without version.
+"""Returns of a random policy and an expert (Farama-Foundation/D4RL, d4rl/infos.py), by environment without version.
 
-Mazes are not listed: their score is the success rate.
+Mazes are omitted: their score is the success rate.
 """
 
 
 @dataclass(frozen=True)
 class ReferenceScores:
-    """The raw returns that make 0 and 100, and where they come from."""
+    """The raw returns that score 0 and 100, and their source."""
 
     minimum: float
     maximum: float
     source: str
 
     def normalize(self, returns: np.ndarray) -> np.ndarray:
-        """Scores of raw undiscounted returns of whole episodes."""
+        """Convert raw undiscounted returns of whole episodes to scores."""
         return 100 * (returns - self.minimum) / (self.maximum - self.minimum)
 
 
 def reference_scores(environment_id: str | None, metadata: Mapping[str, Any] | None = None) -> ReferenceScores | None:
-    """From a Minari dataset's metadata where it has them, else from D4RL's table, else None.
+    """Reference scores from a Minari dataset's metadata if present, else from D4RL's table, else None.
 
-    D4RL measured in older physics, so that scores by its table are approximate, and say so.
+    D4RL's table was measured with older physics, so scores based on it are labeled approximate.
     """
     low, high = (metadata or {}).get("ref_min_score"), (metadata or {}).get("ref_max_score")
     if low is not None and high is not None and high > low:

@@ -1,4 +1,4 @@
-"""Vectors from spaces: how observations are flattened and actions rescaled, the same for datasets and environments."""
+"""Flatten observations and rescale actions, identically for datasets and environments."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     import gymnasium as gym
 
 Observations = np.ndarray | Mapping[str, Any]
-"""[..., observation_dim], or a goal environment's fields: such vectors, or fields of their own (FrankaKitchen)."""
+"""[..., observation_dim], or the fields of a goal environment: vectors or nested fields (FrankaKitchen)."""
 
 
 def choose_keys(episodes: Iterable[Observations]) -> tuple[str, ...]:
-    """The fields to flatten, sorted by name; none where observations are plain vectors.
+    """The fields to flatten, sorted by name; empty if observations are plain vectors.
 
-    A field inside a field is called "outer.inner". `achieved_goal` is left out when its values repeat inside
-    `observation` in every episode (PointMaze, 6-d), and kept where they do not (AntMaze-v4, 31-d, whose `observation`
-    has no position). Fields of an episode: [T+1, .].
+    A nested field is named "outer.inner". `achieved_goal` is omitted if its values are repeated inside `observation`
+    in every episode (PointMaze, 6-d), and kept otherwise (AntMaze-v4, 31-d: `observation` has no position). Fields of
+    an episode: [T+1, .].
     """
     keys: tuple[str, ...] = ()
-    offsets: dict[str, set[int]] = {}  # columns of `observation` where a goal has begun in every episode so far
+    offsets: dict[str, set[int]] = {}  # possible first columns of a goal in `observation`, over all episodes so far
     for episode in episodes:
         if not isinstance(episode, Mapping):
             return ()
@@ -41,8 +41,8 @@ def choose_keys(episodes: Iterable[Observations]) -> tuple[str, ...]:
 
 
 def flatten(observations: Observations, keys: tuple[str, ...]) -> np.ndarray:
-    """[..., observation_dim] float32: the fields `keys` side by side; a plain vector where there are none."""
-    with np.errstate(over="ignore"):  # too large for float32 becomes inf, which the validation reports
+    """[..., observation_dim] float32: the fields `keys` concatenated, or the plain vector."""
+    with np.errstate(over="ignore"):  # float32 overflow becomes inf, reported by the validation
         if not isinstance(observations, Mapping):
             return np.asarray(observations, dtype=np.float32)
         parts = _fields(observations)
@@ -50,7 +50,7 @@ def flatten(observations: Observations, keys: tuple[str, ...]) -> np.ndarray:
 
 
 def observation_dim(space: gym.Space, keys: tuple[str, ...], where: str) -> int:
-    """Length of the vectors that `flatten` makes of `space`; raises InputError where it is not made of vectors."""
+    """Length of flattened observations of `space`; raises InputError if `space` does not consist of vectors."""
     from gymnasium import spaces
 
     parts: dict[str, Any] = _fields(space) if isinstance(space, spaces.Dict) else {"": space}
@@ -64,7 +64,7 @@ def observation_dim(space: gym.Space, keys: tuple[str, ...], where: str) -> int:
 
 
 def _fields(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The fields of `nested` and of the fields in it."""
+    """The fields of `nested`, with dotted names for nested fields."""
     parts = {}
     for key, value in nested.items():
         parts |= _fields(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
@@ -73,14 +73,14 @@ def _fields(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class ActionBounds:
-    """The box in which an environment takes its actions; data and agents see [-1, 1]. Both [action_dim] float32."""
+    """An environment's action box; data and agents use [-1, 1]. Both bounds are [action_dim] float32."""
 
     low: np.ndarray
     high: np.ndarray
 
     @classmethod
     def of(cls, space: gym.Space, where: str) -> ActionBounds:
-        """Bounds of an action space; raises InputError where it is not a bounded vector (discrete actions)."""
+        """Bounds of an action space; raises InputError if it is not a bounded vector (e.g. discrete actions)."""
         from gymnasium import spaces
 
         if not isinstance(space, spaces.Box) or len(space.shape) != 1 or not space.is_bounded():
@@ -89,14 +89,14 @@ class ActionBounds:
 
     @property
     def is_unit(self) -> bool:
-        """Whether nothing is rescaled."""
+        """Whether the box is already [-1, 1]."""
         return bool(np.all(self.low == -1) and np.all(self.high == 1))
 
     def to_unit(self, actions: np.ndarray) -> np.ndarray:
-        """Actions of the environment's box, in [-1, 1]."""
+        """Rescale actions from the environment's box to [-1, 1]."""
         return actions if self.is_unit else 2 * (actions - self.low) / (self.high - self.low) - 1
 
     def to_box(self, actions: np.ndarray) -> np.ndarray:
-        """Actions in [-1, 1] (clipped), in the environment's box."""
+        """Clip actions to [-1, 1] and rescale them to the environment's box."""
         actions = actions.clip(-1, 1)
         return actions if self.is_unit else self.low + (actions + 1) / 2 * (self.high - self.low)

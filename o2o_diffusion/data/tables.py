@@ -1,4 +1,4 @@
-"""Flat tables of transitions: D4RL's HDF5 files and .npz files with the same keys, split into episodes."""
+"""Read flat tables of transitions (D4RL HDF5, or .npz files with the same keys) and split them into episodes."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ REQUIRED = ("observations", "actions", "rewards", "terminals", "timeouts")
 FILES = (".hdf5", ".h5", ".npz")
 KNOWN = (*REQUIRED, "next_observations")
 IGNORED = ("infos", "metadata")
-"""What D4RL's files hold besides: nothing that a transition needs."""
+"""Other keys of D4RL files, not needed for transitions."""
 GAP = 1e-6
-"""Rows whose next observation differs by more from the following row's observation end an episode."""
+"""Largest difference between a row's next observation and the next row's observation within an episode."""
 
 logger = logging.getLogger(__name__)
 
 
 def read_table(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a table by key, [rows, ...] each; raises InputError where the file is damaged or keys are missing.
+    """Read the arrays of a table by key, [rows, ...] each; raises InputError if it is damaged or keys are missing.
 
-    `timeouts` is required: without it a time limit looks like a termination.
+    `timeouts` is required: without it, a time limit looks like a termination.
     """
     try:
         table = _read_npz(path) if path.suffix == ".npz" else _read_hdf5(path)
-    except Exception as error:  # damaged files fail in many ways
+    except Exception as error:  # damaged files raise many kinds of exceptions
         raise InputError(f"{path} cannot be read: {error}") from error
     missing = [key for key in REQUIRED if key not in table]
     if missing:
@@ -47,13 +47,13 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
 
 
 def check_columns(name: str) -> None:
-    """Raises InputError when `name` is a file of a table with a column that no reader knows, such as a misspelt one."""
+    """Raise InputError if `name` is a table file with an unknown column, e.g. a misspelled one."""
     path = Path(name).expanduser()
     if path.suffix not in FILES or not path.is_file():
         return
     try:
         columns = _columns(path)
-    except Exception as error:  # damaged files fail in many ways
+    except Exception as error:  # damaged files raise many kinds of exceptions
         raise InputError(f"{path} cannot be read: {error}") from error
     unknown = [column for column in columns if column.partition("/")[0] not in (*KNOWN, *IGNORED)]
     if unknown:
@@ -62,11 +62,11 @@ def check_columns(name: str) -> None:
 
 
 def split_table(name: str, table: dict[str, np.ndarray]) -> tuple[tuple[Episode, ...], TransitionSpec]:
-    """Episodes of a table, split at terminals, at timeouts, and where the next observation is not the next row's.
+    """Split a table into episodes at terminals, at timeouts, and before rows that do not continue the previous row.
 
-    An episode is terminated by a terminal that is not a timeout. Without `next_observations` the last transition of
-    an episode that did not terminate has no next observation and is dropped; where it did terminate, the last
-    observation stands for the unknown next one, which no target reads. Both are told in one warning.
+    An episode is terminated by a terminal that is not a timeout. Without `next_observations`, the last transition of
+    an episode that did not terminate has no next observation and is dropped; if it did terminate, the last
+    observation replaces the unknown next one, which no target reads. One warning reports both cases.
     """
     observations, following = table["observations"], table.get("next_observations")
     timeouts = table["timeouts"].astype(bool)

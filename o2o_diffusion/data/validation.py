@@ -1,6 +1,6 @@
-"""What is checked where data enters, because nothing after it does: shapes, finite numbers, bounds, the environment.
+"""Validation of incoming data, not repeated later: shapes, finite numbers, bounds, flags.
 
-Each failure raises InputError: one line with dataset, episode, step and field.
+Each failure raises InputError with one line: dataset, episode, step and field.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from o2o_diffusion.errors import InputError
 from o2o_diffusion.types import Episode, TransitionSpec
 
 TOLERANCE = 1e-3
-"""How far an action entry may lie outside [-1, 1] by rounding; it is clipped."""
+"""Rounding error of an action entry tolerated outside [-1, 1]; it is clipped."""
 
 
 def checked_episode(
@@ -25,10 +25,10 @@ def checked_episode(
     spec: TransitionSpec,
     bounds: ActionBounds | None = None,
 ) -> Episode:
-    """An episode in the package's conventions, from arrays as they were found.
+    """Convert raw arrays to an episode in the package's conventions.
 
-    Shapes: observations [T+1, observation_dim], actions [T, action_dim] in `bounds` ([-1, 1] where None), rewards [T].
-    `where` names dataset and episode. Raises InputError where lengths, widths, numbers or bounds are wrong.
+    Shapes: observations [T+1, observation_dim], actions [T, action_dim] in `bounds` ([-1, 1] if None), rewards [T].
+    `where` names the dataset and episode. Raises InputError if lengths, widths, numbers or bounds are wrong.
     """
     if len(rewards) == 0:
         raise InputError(f"{where} is empty")
@@ -46,7 +46,7 @@ def checked_episode(
 
 
 def check_flags(where: str, length: int, **flags: np.ndarray) -> None:
-    """Raises InputError unless each of an episode's `flags` ([T]) has its length and is set at the last step only."""
+    """Raise InputError unless each of an episode's `flags` has shape [`length`] and is set only at the last step."""
     for field, array in flags.items():
         if array.shape != (length,):
             raise InputError(f"{where}: {field} have shape {list(array.shape)}, expected {[length]}")
@@ -56,7 +56,7 @@ def check_flags(where: str, length: int, **flags: np.ndarray) -> None:
 
 
 def _checked(where: str, field: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """`array` in float32, of `shape` and finite."""
+    """Convert `array` to float32; raises InputError unless it has `shape` and finite numbers."""
     if array.shape != shape:
         raise InputError(f"{where}: {field} have shape {list(array.shape)}, expected {list(shape)}")
     if not (np.issubdtype(array.dtype, np.number) or array.dtype == np.bool_):

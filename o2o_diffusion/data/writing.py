@@ -1,4 +1,4 @@
-"""New Minari datasets: complete or not there at all, and never over an existing one."""
+"""Write new Minari datasets atomically, never over an existing one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAMESPACE = "o2o"
 
 
 def check_new_id(dataset_id: str, namespace: str | None = None) -> Path:
-    """Where the new dataset will lie; raises InputError unless its id is valid, in `namespace`, and not taken."""
+    """Folder of a new dataset; raises InputError unless its id is valid, in `namespace`, and not taken."""
     folder = local.folder_of(dataset_id)
     if "/" not in dataset_id:
         raise InputError(f"{dataset_id!r} has no namespace; expected namespace/name-v0")
@@ -35,10 +35,10 @@ def check_new_id(dataset_id: str, namespace: str | None = None) -> Path:
 
 @contextlib.contextmanager
 def new_dataset(dataset_id: str, namespace: str | None = None) -> Iterator[Path]:
-    """A folder to write a dataset's files to; it gets its name at the end, and nothing stays behind on failure.
+    """Yield a temporary folder for a dataset's files; rename it after the block, or remove it on failure.
 
-    It is built under a hidden name in the same store, which Minari does not list. Raises InputError where the id is
-    not free, not in `namespace`, or the store cannot be written.
+    It has a hidden name in the same store, not listed by Minari. Raises InputError if the id is taken or not in
+    `namespace`, or if the store cannot be written to.
     """
     folder = check_new_id(dataset_id, namespace)
     try:
@@ -56,7 +56,7 @@ def new_dataset(dataset_id: str, namespace: str | None = None) -> Iterator[Path]
 def write_dataset(
     data: Path, dataset_id: str, environment: gym.Env, buffers: Iterable[EpisodeBuffer], metadata: Mapping[str, Any]
 ) -> None:
-    """Write episodes with the spaces of `environment` to the folder `data`, in Minari's own HDF5 format."""
+    """Write episodes with the spaces of `environment` to the folder `data`, in Minari's HDF5 format."""
     import minari
     from minari.dataset.minari_storage import MinariStorage
 
@@ -74,13 +74,13 @@ def write_dataset(
 
 
 def _publish(building: Path, folder: Path, dataset_id: str) -> None:
-    """Give a finished dataset its name; the first of two simultaneous recordings wins."""
+    """Rename a finished dataset to its final path; the first of two simultaneous recordings wins."""
     from minari.namespace import create_namespace, list_local_namespaces
 
     namespace = dataset_id.rpartition("/")[0]
     if namespace not in list_local_namespaces():
         create_namespace(namespace)
-    building.chmod(0o755)  # mkdtemp makes private folders
+    building.chmod(0o755)  # mkdtemp creates private folders
     try:
         building.rename(folder)
     except OSError as error:

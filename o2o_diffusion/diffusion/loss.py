@@ -8,12 +8,12 @@ from o2o_diffusion.diffusion.preconditioning import Denoiser
 
 
 def draw_sigma(normal: Tensor, p_mean: float = -1.2, p_std: float = 1.2) -> Tensor:
-    """Noise levels with ln sigma ~ N(p_mean, p_std^2) of standard `normal` numbers."""
+    """Noise levels with ln sigma ~ N(p_mean, p_std^2), from standard `normal` draws."""
     return (p_mean + p_std * normal).exp()
 
 
 def loss_weight(sigma: Tensor, sigma_data: float = 1.0) -> Tensor:
-    """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2: the network's own loss then weighs the same at every level."""
+    """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2: weights the network's own loss equally at every level."""
     return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
 
 
@@ -24,7 +24,7 @@ def denoising_loss(denoise: Denoiser, x: Tensor, sigma: Tensor, noise: Tensor, s
 
 
 def draw_solver_sigma(uniform: Tensor, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
-    """Noise levels within [sigma_min, sigma_max] as often as solvers meet them (eq. 5 of EDM), of `uniform` numbers."""
+    """Noise levels in [sigma_min, sigma_max], distributed as in the solvers (eq. 5 of EDM), from `uniform` draws."""
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     return (low + uniform * (high - low)) ** rho
 
@@ -32,13 +32,13 @@ def draw_solver_sigma(uniform: Tensor, sigma_min: float, sigma_max: float, rho: 
 def contrastive_loss(positives: Tensor, negatives: Tensor) -> Tensor:
     """Cross-entropy of the positive among 1 + K, with logits -E: InfoNCE (arXiv 1807.03748), as in arXiv 2304.12824.
 
-    Energies `positives` [B] and `negatives` [B, K] of independent rows of two densities p and q, each row of a group
-    with noise of the same level: the least loss is at E = -log p(z) / q(z) + a constant of the level.
+    `positives` [B] and `negatives` [B, K] are energies of independent rows from two densities p and q, each group
+    noised at one level: the minimum is at E = -log(p(z) / q(z)) + a constant per level.
     """
     logits = -torch.cat([positives[:, None], negatives], dim=1)
     return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
 
 
 def contrastive_accuracy(positives: Tensor, negatives: Tensor) -> Tensor:
-    """How often the positive [B] has the least energy of its group ([B, K] negatives): 1 / (1 + K) tells nothing."""
+    """Fraction of positives [B] with the lowest energy of their group ([B, K] negatives); chance is 1 / (1 + K)."""
     return (positives < negatives.amin(1)).float().mean()

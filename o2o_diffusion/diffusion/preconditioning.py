@@ -6,12 +6,14 @@ from typing import NamedTuple
 from torch import Tensor
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""`denoise(x, sigma) -> x0`: expectation of the clean rows [B, D], given rows x with noise of standard deviation
-sigma, a scalar or [B, 1]. The only thing a solver knows; guidance wraps one into another."""
+"""`denoise(x, sigma) -> x0`: expectation of the clean rows [B, D], given rows x with noise of standard deviation sigma.
+
+sigma is a scalar or [B, 1]. Solvers depend on nothing else; guidance wraps one denoiser into another.
+"""
 
 
 class Coefficients(NamedTuple):
-    """The four factors of EDM's preconditioning, each shaped as sigma."""
+    """The four factors of EDM's preconditioning, each with the shape of sigma."""
 
     c_skip: Tensor
     c_out: Tensor

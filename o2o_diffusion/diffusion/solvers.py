@@ -1,4 +1,4 @@
-"""From noise to rows, as functions of a denoiser: sigma falls from sigma_max to 0, x begins as sigma_max N(0, 1)."""
+"""Diffusion solvers as functions of a denoiser: sigma falls from sigma_max to 0, x starts as sigma_max N(0, 1)."""
 
 import math
 from collections.abc import Callable
@@ -33,10 +33,10 @@ def sample_heun(
     churn_noise: float = 1.003,
     normal: Callable[..., Tensor] = torch.randn,
 ) -> Tensor:
-    """Heun's second-order steps: algorithm 2 of EDM (arXiv 2206.00364), 2 N - 1 evaluations.
+    """Heun's second-order method: algorithm 2 of EDM (arXiv 2206.00364), 2 N - 1 evaluations.
 
-    With `churn` > 0 noise is added before each step whose sigma lies in [churn_min, churn_max] (drawn by
-    `normal(B, D)`); SynthER and CFDG use 80 with 128 steps.
+    With `churn` > 0, noise drawn by `normal(B, D)` is added before each step with sigma in [churn_min, churn_max];
+    SynthER and CFDG use 80 with 128 steps.
     """
     gamma = min(churn / (len(sigmas) - 1), math.sqrt(2) - 1)
     levels = sigmas.tolist()
@@ -68,10 +68,10 @@ def dpm_scheduler(
 
 @torch.no_grad()
 def sample_dpm(denoise: Denoiser, x: Tensor, scheduler: "EDMDPMSolverMultistepScheduler", num_steps: int) -> Tensor:
-    """DPM-Solver++ (Lu et al., 2022, arXiv 2211.01095) by diffusers' scheduler, `num_steps` evaluations.
+    """DPM-Solver++ (Lu et al., 2022, arXiv 2211.01095) with diffusers' scheduler, `num_steps` evaluations.
 
-    The scheduler wants the raw network output F and computes c_skip x + c_out F from it, so the denoiser's answer,
-    guided or not, is turned back into F. It keeps a history: one scheduler serves one run at a time.
+    The scheduler expects the raw network output F and computes c_skip x + c_out F, so the denoiser's output, guided or
+    not, is converted back to F. The scheduler is stateful: do not share one between concurrent runs.
     """
     scheduler.set_timesteps(num_steps)
     for timestep, sigma in zip(scheduler.timesteps, scheduler.sigmas.to(x.device), strict=False):

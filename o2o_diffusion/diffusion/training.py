@@ -1,4 +1,4 @@
-"""Training of a denoiser: dropped conditions, cosine learning rate, clipped steps, averaged weights."""
+"""Denoiser training: condition dropout, cosine learning rate, gradient clipping, weight averaging."""
 
 import copy
 import math
@@ -16,35 +16,35 @@ def drop_conditions(conditions: Tensor, uniform: Tensor, *, null: float, probabi
 
 
 def cosine_learning_rate(learning_rate: float, step: int, num_steps: int) -> float:
-    """The rate of step `step` of `num_steps`, falling from `learning_rate` to 0."""
+    """The learning rate at `step` of `num_steps`, decaying from `learning_rate` to 0."""
     return learning_rate * (1 + math.cos(math.pi * min(step / num_steps, 1.0))) / 2
 
 
 def average_decay(decay: float, num_averages: int) -> float:
-    """Decay of the `num_averages`-th (from 0) averaging: short runs must be followed by their average too."""
+    """Decay of average update `num_averages` (from 0), lower at first so that the average tracks short runs too."""
     return min(decay, (1 + num_averages) / (10 + num_averages))
 
 
 class DenoiserTraining(Stateful):
-    """The weights in training beside their running average, which is what is sampled and saved.
+    """Trains a copy of the weights; the running average is used for sampling and saved.
 
-    Settings of SynthER (arXiv 2303.06614): Adam with betas (0.9, 0.99), gradient norm at most 1.
+    Settings follow SynthER (arXiv 2303.06614): Adam with betas (0.9, 0.99), gradient norm at most 1.
     """
 
-    counters = ("num_done", "num_steps")
+    state_fields = ("num_done", "num_steps")
 
     def __init__(self, average: nn.Module, *, learning_rate: float, decay: float = 0.995, average_interval: int = 10):
         self.learning_rate, self.decay, self.average_interval = learning_rate, decay, average_interval
         self.begin(average, num_steps=1)
 
     def begin(self, average: nn.Module, num_steps: int) -> None:
-        """Begin `num_steps` steps from the averaged weights, with a fresh optimiser and a full learning rate."""
+        """Start `num_steps` steps from the averaged weights, with a new optimizer and the full learning rate."""
         self.num_done, self.num_steps = 0, num_steps
         self.network = copy.deepcopy(average)
         self.optimizer = Optimizer(self.network.parameters(), self.learning_rate, max_grad_norm=1.0, betas=(0.9, 0.99))
 
     def step(self, loss: Tensor, average: nn.Module) -> Tensor:
-        """One step on `loss` of `network`, which `average` follows now and then; returns the loss, detached."""
+        """Take one step of `network` on `loss`, update `average` periodically, and return the detached loss."""
         self.optimizer.set_learning_rate(cosine_learning_rate(self.learning_rate, self.num_done, self.num_steps))
         loss = self.optimizer.step(loss)
         self.num_done += 1

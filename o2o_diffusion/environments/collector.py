@@ -1,4 +1,4 @@
-"""Collecting transitions: the main process steps the environment, every process stores what happened."""
+"""Collect transitions: the main process steps the environment, every process stores the result."""
 
 from typing import Any
 
@@ -7,24 +7,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from o2o_diffusion.distributed import broadcast, rank
+from o2o_diffusion.distributed import ShardedRng, broadcast, rank
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.protocols import Agent
 from o2o_diffusion.replay import Replay
 from o2o_diffusion.types import Episode, Transitions, TransitionSpec
 
 
-class Interaction:
-    """The training environment and the episode under way.
+class Collector:
+    """Steps the training environment with an exploring agent, and stores the transitions.
 
-    An episode is its reset seed and its actions: each reset is seeded with `seed` + the episode's number, and an
-    interrupted episode is restored by stepping its actions again. Only the main process has an environment.
+    An episode is determined by its reset seed and actions: each reset is seeded with `seed` + the episode number, and
+    an interrupted episode is restored by replaying its actions. `rng` is the exploration stream, seeded with
+    `exploration_seed`. Only the main process has an environment and explores.
     """
 
     def __init__(
-        self, environment: gym.Env | None, spec: TransitionSpec, *, seed: int, device: torch.device | str = "cpu"
+        self,
+        environment: gym.Env | None,
+        spec: TransitionSpec,
+        *,
+        seed: int,
+        exploration_seed: int,
+        device: torch.device | str = "cpu",
     ):
         self.environment, self.spec, self.seed, self.device = environment, spec, seed, device
+        self.rng = ShardedRng(exploration_seed, device, shared=False)
         self.episode = -1
         self.last_return = float("nan")
         self.observations: list[np.ndarray] = []
@@ -34,7 +42,7 @@ class Interaction:
 
     @property
     def under_way(self) -> bool:
-        """Whether an episode has begun and not ended."""
+        """Whether an episode is in progress."""
         return bool(self.observations)
 
     def begin_episode(self) -> None:
@@ -46,14 +54,15 @@ class Interaction:
         self.observations = [broadcast(torch.from_numpy(first).to(self.device)).cpu().numpy()]
         self.actions, self.rewards, self.rows = [], [], []
 
-    def step(self, agent: Agent, replay: Replay) -> Episode | None:
-        """Take one exploring step into the online pool; returns the episode when it ended with this step.
+    def step(self, agent: Agent, replay: Replay, *, random_actions: bool = False) -> Episode | None:
+        """Take one exploration step and store it in the online pool; returns the episode if this step ended it.
 
-        The action is always computed from the environment's own last observation.
+        The action is computed from the environment's last observation or, with `random_actions`, drawn uniformly.
+        Raises InputError if the environment returns non-finite numbers.
         """
-        action, observation, reward, terminated, truncated = self._step_everywhere(agent)
+        action, observation, reward, terminated, truncated = self._step_everywhere(agent, random_actions)
         if not (np.isfinite(observation).all() and np.isfinite(reward)):
-            raise InputError(f"the environment gave numbers that are not finite in episode {self.episode}")
+            raise InputError(f"the environment returned numbers that are not finite in episode {self.episode}")
         tensors = [torch.from_numpy(array)[None] for array in (self.observations[-1], action, observation)]
         batch = Transitions.create(
             tensors[0], tensors[1], torch.tensor([reward]), tensors[2], torch.tensor([float(terminated)])
@@ -72,23 +81,32 @@ class Interaction:
         self.observations = []
         return episode
 
-    def _step_everywhere(self, agent: Agent) -> tuple[np.ndarray, np.ndarray, float, bool, bool]:
-        """Action, next observation, reward, terminated, truncated: the main process's, on every process."""
+    def _step_everywhere(self, agent: Agent, random_actions: bool) -> tuple[np.ndarray, np.ndarray, float, bool, bool]:
+        """Step on the main process; every process gets action, next observation, reward, terminated, truncated."""
         observation_dim, action_dim = self.spec.observation_dim, self.spec.action_dim
         message = torch.zeros(action_dim + observation_dim + 3, device=self.device)
         if rank() == 0:
             assert self.environment is not None
-            observation = torch.from_numpy(self.observations[-1])[None].to(self.device)
-            action = agent.act(observation)[0].clamp(-1.0, 1.0).cpu().numpy()
-            following, reward, terminated, truncated, _ = self.environment.step(action)
-            flat = np.concatenate([action, following, [reward, terminated, truncated]]).astype(np.float32)
+            action = self._act(agent, random_actions)
+            next_observation, reward, terminated, truncated, _ = self.environment.step(action)
+            flat = np.concatenate([action, next_observation, [reward, terminated, truncated]]).astype(np.float32)
             message = torch.from_numpy(flat).to(self.device)
-        action, following, last = np.split(broadcast(message).cpu().numpy(), [action_dim, action_dim + observation_dim])
-        return action, following, float(last[0]), bool(last[1]), bool(last[2])
+        parts = np.split(broadcast(message).cpu().numpy(), [action_dim, action_dim + observation_dim])
+        action, next_observation, last = parts
+        return action, next_observation, float(last[0]), bool(last[1]), bool(last[2])
+
+    def _act(self, agent: Agent, random_actions: bool) -> np.ndarray:
+        """[action_dim] exploration action for the last observation."""
+        if random_actions:
+            action = 2 * self.rng.uniform(1, self.spec.action_dim) - 1
+        else:
+            action = agent.act(torch.from_numpy(self.observations[-1])[None].to(self.device), rng=self.rng)
+        return action[0].clamp(-1.0, 1.0).cpu().numpy()
 
     def state_dict(self) -> dict[str, Any]:
-        """The episode's number, and the actions and rows of the one under way."""
+        """Episode number, actions and rows of the current episode, and the exploration stream."""
         return {
+            "rng": self.rng.state_dict(),
             "episode": self.episode,
             "last_return": self.last_return,
             "observations": torch.from_numpy(np.array(self.observations, dtype=np.float32)),
@@ -98,10 +116,12 @@ class Interaction:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`; raises ValueError when the environment does not repeat its observations."""
+        """Restore `state`; raises ValueError if the environment does not reproduce its observations."""
+        self.rng.load_state_dict(state["rng"])
         self.episode, self.last_return = state["episode"], state["last_return"]
         self.observations, self.actions = list(state["observations"].numpy()), list(state["actions"].numpy())
-        self.rewards, self.rows = list(state["rewards"]), [torch.tensor([row]) for row in state["rows"]]
+        self.rewards = list(state["rewards"])
+        self.rows = [torch.tensor([row], device=self.device) for row in state["rows"]]
         if not self.under_way or self.environment is None:
             return
         observation, _ = self.environment.reset(seed=self.seed + self.episode)

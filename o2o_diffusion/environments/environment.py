@@ -1,4 +1,4 @@
-"""Environments as agents see them: float32 vectors in, actions in [-1, 1] out, as a dataset specifies them."""
+"""Environments for agents: float32 vector observations and actions in [-1, 1], as specified by a dataset."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from o2o_diffusion.errors import InputError, nearest
 from o2o_diffusion.types import EnvironmentSpec
 
 ALLOWED = ("gymnasium.envs.", "gymnasium_robotics.")
-"""Where an environment's code may come from: a dataset's metadata must not be able to name what is imported."""
+"""Packages allowed to provide environments: a dataset's metadata must not control imports."""
 
 
 class AgentEnvironment(gym.Wrapper):
@@ -33,37 +33,37 @@ class AgentEnvironment(gym.Wrapper):
         self.action_space = gym.spaces.Box(-1.0, 1.0, self.bounds.low.shape, np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        """A new episode's first observation, [observation_dim] float32, and infos."""
+        """Start an episode; returns its first observation, [observation_dim] float32, and infos."""
         observation, info = self.env.reset(seed=seed, options=options)
         return flatten(observation, self.keys), info
 
     def step(self, action: np.ndarray):
-        """One step; `action` [action_dim] is clipped to [-1, 1]."""
+        """Take one step; `action` [action_dim] is clipped to [-1, 1]."""
         observation, reward, terminated, truncated, info = self.env.step(self.bounds.to_box(action))
         return flatten(observation, self.keys), reward, terminated, truncated, info
 
 
-def make_environment(spec: EnvironmentSpec, observation_keys: tuple[str, ...] = ()) -> AgentEnvironment:
-    """The environment of `spec` for an agent; raises InputError where it is unknown or has other spaces."""
-    return AgentEnvironment(make_raw_environment(spec), observation_keys)
+def make_environment(spec: EnvironmentSpec) -> AgentEnvironment:
+    """Create the environment of `spec` for an agent; raises InputError if it is unknown or its spaces do not fit."""
+    return AgentEnvironment(make_raw_environment(spec), tuple(spec.observation_keys))
 
 
 def make_raw_environment(spec: EnvironmentSpec) -> gym.Env:
-    """The environment of `spec` with its own spaces, as it is recorded; raises InputError where it cannot be made.
+    """Create the environment of `spec` with its own spaces, for recording; raises InputError if that fails.
 
-    Wrappers and entry points named in a dataset are ignored: the id selects what is registered here.
+    Wrappers and entry points named in a dataset are ignored: the id selects a locally registered environment.
     """
     check_registered(spec.id)
     kwargs: Mapping[str, Any] = {key: value for key, value in spec.kwargs.items() if key != "render_mode"}
     try:
         with quiet():
             return gym.make(spec.id, max_episode_steps=spec.max_episode_steps, disable_env_checker=True, **kwargs)
-    except Exception as error:  # every environment fails in its own way, always by what the user asked for
+    except Exception as error:  # environments raise many kinds of exceptions, all caused by user settings
         raise InputError(f"environment {spec.id} with {dict(kwargs)} cannot be made: {error}") from error
 
 
 def check_registered(environment_id: str) -> None:
-    """Raises InputError unless `environment_id` is registered and its code comes from an allowed package."""
+    """Raise InputError unless `environment_id` is registered and its code comes from an allowed package."""
     _register()
     known = gym.registry.get(environment_id)
     if known is None:
@@ -74,7 +74,7 @@ def check_registered(environment_id: str) -> None:
 
 @functools.cache
 def _register() -> None:
-    """Make gymnasium_robotics' environments known, without the notices it prints when imported."""
+    """Register gymnasium_robotics' environments, without the notices it prints on import."""
     with contextlib.redirect_stderr(io.StringIO()):
         import gymnasium_robotics
 
@@ -83,7 +83,7 @@ def _register() -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No notices of versions and deprecations while an environment is made, nor the log file MuJoCo writes them to."""
+    """Suppress version and deprecation notices while an environment is created, and MuJoCo's log file for them."""
     import mujoco as module
 
     mujoco: Any = module  # its stubs lack these functions

@@ -1,4 +1,4 @@
-"""Evaluation: whole episodes with deterministic actions, in environments of its own."""
+"""Evaluate agents on whole episodes with deterministic actions, in separate environments."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from o2o_diffusion.data.scores import ReferenceScores
+from o2o_diffusion.distributed import ShardedRng
 from o2o_diffusion.environments.environment import make_environment
 from o2o_diffusion.protocols import Agent
 from o2o_diffusion.types import EnvironmentSpec
@@ -15,11 +16,11 @@ from o2o_diffusion.types import EnvironmentSpec
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an agent achieved in each of `num_episodes` episodes; returns are raw and undiscounted.
+    """Results of an agent for each episode; returns are raw and undiscounted.
 
-    `successes` is None where the environment does not report success (at any step counts). The one number to
-    show is `score`, in `unit`: the success rate of goal tasks, else the normalised score, else the success rate, else
-    the mean return.
+    `successes` (success at any step) is None if the environment does not report success. The headline number is
+    `score`, in `unit`: the success rate of goal tasks, else the normalized score, else the success rate, else the mean
+    return.
     """
 
     returns: tuple[float, ...]
@@ -40,22 +41,22 @@ class Evaluation:
 
     @property
     def mean_length(self) -> float:
-        """Mean number of steps."""
+        """Mean episode length in steps."""
         return float(np.mean(self.lengths))
 
     @property
     def success_rate(self) -> float | None:
-        """Share of successful episodes, in [0, 1]."""
+        """Fraction of successful episodes, in [0, 1]."""
         return None if self.successes is None else float(np.mean(self.successes))
 
     @property
     def normalized_score(self) -> float | None:
-        """Mean of the normalised returns, 0 for random and 100 for expert; None without reference scores."""
+        """Mean of the normalized returns, 0 for random and 100 for expert; None without reference scores."""
         return None if self.references is None else float(self.references.normalize(np.array(self.returns)).mean())
 
     @property
     def score(self) -> float:
-        """The one number to show."""
+        """The headline number."""
         return float(self._scores()[0].mean())
 
     @property
@@ -65,11 +66,11 @@ class Evaluation:
 
     @property
     def unit(self) -> str:
-        """What `score` is."""
+        """Unit of `score`."""
         return self._scores()[1]
 
     def summary(self) -> dict[str, float | str | None]:
-        """The numbers to log."""
+        """The metrics to log."""
         return {
             "score": self.score,
             "score_se": self.standard_error,
@@ -91,16 +92,15 @@ class Evaluation:
 
 
 class Evaluator:
-    """Runs an agent in environments that nothing else touches.
+    """Evaluates an agent in dedicated environments.
 
-    Episode k begins with seed `seed + k` at every call, so that there is no state to save, equal agents get equal
-    results, and exactly the first `episodes` episodes count, however long each of them is.
+    Episode k is reset with `seed + k`, and an agent that samples during evaluation gets the same random numbers on each
+    call: there is no state to save, equal agents get equal results, and exactly the first `episodes` episodes count.
     """
 
     def __init__(
         self,
         environment: EnvironmentSpec,
-        observation_keys: tuple[str, ...] = (),
         *,
         episodes: int,
         seed: int,
@@ -108,25 +108,23 @@ class Evaluator:
         references: ReferenceScores | None = None,
         device: torch.device | str = "cpu",
     ):
-        self.environments = [
-            make_environment(environment, observation_keys) for _ in range(min(episodes, max_parallel))
-        ]
+        self.environments = [make_environment(environment) for _ in range(min(episodes, max_parallel))]
         self.episodes, self.seed, self.references, self.device = episodes, seed, references, device
-        self.is_goal_task = "desired_goal" in observation_keys
+        self.is_goal_task = "desired_goal" in environment.observation_keys
 
     @torch.no_grad()
     def __call__(self, agent: Agent, episodes: int | None = None) -> Evaluation:
-        """Evaluate `agent` in `episodes` episodes, by default the number given at the beginning."""
+        """Evaluate `agent` on `episodes` episodes, by default the number given to the constructor."""
         episodes = self.episodes if episodes is None else episodes
-        waiting = iter(range(episodes))
+        waiting, rng = iter(range(episodes)), ShardedRng(self.seed, self.device, shared=False)
         returns, lengths = np.zeros(episodes), np.zeros(episodes, dtype=int)
         successes: dict[int, bool] = {}
-        running = {}  # environment -> its episode and last observation
+        running = {}  # environment -> (episode, last observation)
         for environment, episode in zip(self.environments, waiting, strict=False):
             running[environment] = episode, self._reset(environment, episode)
         while running:
             observations = torch.from_numpy(np.stack([observation for _, observation in running.values()]))
-            actions = agent.act(observations.to(self.device), deterministic=True).float().cpu().numpy()
+            actions = agent.act(observations.to(self.device), deterministic=True, rng=rng).float().cpu().numpy()
             for action, (environment, (episode, _)) in zip(actions, list(running.items()), strict=True):
                 observation, reward, terminated, truncated, info = environment.step(action)
                 returns[episode] += float(reward)
@@ -137,9 +135,9 @@ class Evaluator:
                 running[environment] = episode, observation
                 if terminated or truncated:
                     del running[environment]
-                    following = next(waiting, None)
-                    if following is not None:
-                        running[environment] = following, self._reset(environment, following)
+                    next_episode = next(waiting, None)
+                    if next_episode is not None:
+                        running[environment] = next_episode, self._reset(environment, next_episode)
         reached = tuple(successes.get(episode, False) for episode in range(episodes)) if successes else None
         lists = tuple(returns.tolist()), tuple(lengths.tolist())
         return Evaluation(*lists, reached, self.references, self.is_goal_task)
@@ -149,5 +147,5 @@ class Evaluator:
 
 
 def _standard_error(values: np.ndarray) -> float:
-    """Of the mean of independent `values`."""
+    """Standard error of the mean of independent `values`."""
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")

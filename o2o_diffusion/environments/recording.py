@@ -1,4 +1,4 @@
-"""Recording: behaviours act in an environment, and what happens becomes a Minari dataset."""
+"""Record behaviors acting in an environment as a Minari dataset."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import gymnasium as gym
 import numpy as np
-from tqdm import tqdm
+from annotated_types import Ge, Gt
 
 from o2o_diffusion.data import local
 from o2o_diffusion.data.spaces import ActionBounds
 from o2o_diffusion.data.writing import NAMESPACE, new_dataset, write_dataset
 from o2o_diffusion.environments.behaviors.factory import Behaviour, make_behaviour
 from o2o_diffusion.environments.environment import make_raw_environment
-from o2o_diffusion.errors import InputError
+from o2o_diffusion.progress import progress_bar
 from o2o_diffusion.types import EnvironmentSpec
 
 if TYPE_CHECKING:
@@ -26,42 +26,44 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of a recording with one behaviour."""
+    """A part of a recording with one behavior."""
 
-    behaviour: Annotated[str, "random, waypoints, or a packaged policy such as halfcheetah/step_50000"] = "random"
-    noise: Annotated[float, "standard deviation of Gaussian noise added to actions, which are in [-1, 1]"] = 0.0
-    share: Annotated[float, "part of the recording's steps, relative to the other stages"] = 1.0
+    behaviour: Annotated[str, "random, waypoints, balance, or a packaged policy (halfcheetah/step_52473)"] = "random"
+    noise: Annotated[float, "standard deviation of Gaussian noise added to actions in [-1, 1]", Ge(0)] = 0.0
+    share: Annotated[float, "share of the recording's steps, relative to the other stages", Gt(0)] = 1.0
     stochastic: Annotated[bool, "whether a policy samples its actions"] = False
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What to record. Stages follow each other, each ends with an episode, and none is cut short."""
+    """Settings of a recording. Stages run in order and consist of complete episodes."""
 
-    dataset: Annotated[str, "Minari id to record under, beginning with o2o/"] = "o2o/recording-v0"
+    dataset: Annotated[str, "id of the new Minari dataset, starting with o2o/"] = "o2o/recording-v0"
     environment: Annotated[str, "id in Gymnasium's registry"] = "HalfCheetah-v5"
     kwargs: Annotated[dict[str, Any], "keyword arguments of the environment"] = field(default_factory=dict)
-    max_episode_steps: Annotated[int | None, "steps until an episode is truncated; null: the registered limit"] = None
-    num_steps: Annotated[int, "environment steps to record, at least; the last episode is finished"] = 100_000
-    seed: Annotated[int, "seed of the environment and of all noise"] = 0
-    stages: Annotated[list[Stage], "behaviours in order"] = field(default_factory=lambda: [Stage()])
+    max_episode_steps: Annotated[
+        int | None, "steps until an episode is truncated; null: the registered limit", Ge(1)
+    ] = None
+    num_steps: Annotated[int, "minimum number of environment steps; the last episode is completed", Ge(1)] = 100_000
+    seed: Annotated[int, "seed of the environment and all noise", Ge(0)] = 0
+    stages: Annotated[list[Stage], "behaviors, in order"] = field(default_factory=lambda: [Stage()])
 
     @property
     def spec(self) -> EnvironmentSpec:
-        """The environment that is recorded."""
+        """The recorded environment."""
         return EnvironmentSpec(self.environment, self.kwargs, self.max_episode_steps)
 
 
 def record(recording: Recording, *, progress: bool = True) -> Path:
-    """Record and write a dataset that Minari lists; returns its folder.
+    """Record a dataset into Minari's store; returns its folder.
 
-    Raises InputError where the id is taken, the settings do not fit, or the store cannot be written.
+    Raises InputError if the id is taken, the settings do not fit, or the store cannot be written to.
     """
     environment = make_raw_environment(recording.spec)
     with (
         contextlib.closing(environment),
         new_dataset(recording.dataset, NAMESPACE) as data,
-        tqdm(total=recording.num_steps, desc=f"record {recording.dataset}", unit="step", disable=not progress) as bar,
+        progress_bar(f"record {recording.dataset}", recording.num_steps, unit="step", disable=not progress) as bar,
     ):
         buffers = []
         for buffer in _episodes(recording, environment):
@@ -74,10 +76,8 @@ def record(recording: Recording, *, progress: bool = True) -> Path:
 
 
 def _episodes(recording: Recording, environment: gym.Env) -> Iterator[EpisodeBuffer]:
-    """The episodes of all stages."""
+    """Yield the episodes of all stages."""
     total = sum(stage.share for stage in recording.stages)
-    if recording.num_steps < 1 or not all(stage.share > 0 and stage.noise >= 0 for stage in recording.stages):
-        raise InputError(f"{recording} cannot be recorded: num_steps and share must be positive, noise not negative")
     random = np.random.default_rng(recording.seed)
     bounds = ActionBounds.of(environment.action_space, recording.environment)
     seed, steps, target = recording.seed, 0, 0.0
@@ -86,7 +86,7 @@ def _episodes(recording: Recording, environment: gym.Env) -> Iterator[EpisodeBuf
         target += recording.num_steps * stage.share / total
         while steps < target - 0.5:
             episode = _episode(environment, behaviour, stage.noise, bounds, random, seed)
-            seed = None  # later episodes continue the environment's random numbers
+            seed = None  # later episodes continue the environment's random stream
             steps += len(episode)
             yield episode
 
@@ -99,7 +99,7 @@ def _episode(
     random: np.random.Generator,
     seed: int | None,
 ) -> EpisodeBuffer:
-    """One whole episode with raw observations and actions of the environment's own box."""
+    """Record one complete episode, with raw observations and actions in the environment's box."""
     from minari.data_collector import EpisodeBuffer
 
     observation, _ = environment.reset(seed=seed)
@@ -116,7 +116,7 @@ def _episode(
         rewards.append(reward)
     ends = np.zeros((2, len(rewards)), dtype=bool)
     ends[:, -1] = terminated, truncated
-    fields: dict[str, Any] = {  # Minari declares lists and takes arrays
+    fields: dict[str, Any] = {  # annotated as lists, but Minari accepts arrays
         "observations": _stack(observations),
         "actions": np.stack(actions),
         "rewards": np.array(rewards, dtype=np.float64),
@@ -127,7 +127,7 @@ def _episode(
 
 
 def _stack(observations: list[Any]) -> Any:
-    """[T+1, .] arrays, by field for dict observations."""
+    """Stack observations to [T+1, .] arrays, by field for dicts."""
     if isinstance(observations[0], dict):
         return {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
     return np.stack(observations)

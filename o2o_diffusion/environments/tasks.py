@@ -1,10 +1,11 @@
-"""A task: a dataset with its environment, its score, and the run's one reward transform."""
+"""A task: a dataset with its environment, reference scores, and the run's reward transform."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Ge, Gt
 
 from o2o_diffusion.data.datasets import Dataset, load_dataset
 from o2o_diffusion.data.local import local_ids
@@ -12,35 +13,37 @@ from o2o_diffusion.data.scores import reference_scores
 from o2o_diffusion.environments.environment import AgentEnvironment, make_environment
 from o2o_diffusion.environments.recording import Recording, record
 from o2o_diffusion.errors import InputError
+from o2o_diffusion.replay import Replay
 from o2o_diffusion.types import EnvironmentSpec, Episode, RewardTransform, TransitionSpec
 
-REWARDS = ("auto", "raw", "range", "minus_one")
 RETURN_RANGE = 1000.0
 LOCOMOTION = ("HalfCheetah", "Hopper", "Walker2d", "Ant-", "Humanoid-", "Swimmer")
 
 
 class Task:
-    """Data and environment of a run. Raises InputError, one line, when they do not fit together.
+    """Data and environment of a run.
 
-    A dataset that is missing and has a `recording` is recorded first. Without a dataset the run starts from nothing.
+    A missing dataset with a `recording` is recorded first. Without a dataset, the run starts from scratch. Raises
+    InputError, one line, if data and environment do not match.
     """
 
     @dataclass(frozen=True)
     class Config:
-        """Which dataset, and how its rewards are scaled for the learner."""
+        """Dataset, environment, and reward scaling for the learner."""
 
-        dataset: Annotated[str | None, "Minari id, Minari folder, D4RL .hdf5, or .npz; null: start from nothing"] = None
+        dataset: Annotated[str | None, "Minari id, Minari folder, D4RL .hdf5, or .npz; null: start from scratch"] = None
         environment: Annotated[str | None, "Gymnasium id; null: the dataset's own"] = None
-        max_episode_steps: Annotated[int | None, "time limit; null: the dataset's own"] = None
-        reward: Annotated[str, "auto, raw, range (1000 / spread of episode returns), or minus_one (r - 1)"] = "auto"
-        reward_scale: Annotated[float, "factor after `reward`"] = 1.0
-        reward_bias: Annotated[float, "added after the factor"] = 0.0
-        failure_reward: Annotated[float | None, "raw reward at every step of an episode that only fails"] = None
-        recording: Annotated[Recording | None, "how to make the dataset when it is missing"] = None
+        max_episode_steps: Annotated[int | None, "time limit; null: the dataset's own", Ge(1)] = None
+        reward: Annotated[
+            Literal["auto", "raw", "range", "minus_one"],
+            "auto, raw, range (1000 / spread of episode returns), or minus_one (r - 1)",
+        ] = "auto"
+        reward_scale: Annotated[float, "factor applied after `reward`", Gt(0)] = 1.0
+        reward_bias: Annotated[float, "added after `reward_scale`"] = 0.0
+        failure_reward: Annotated[float | None, "raw reward at every step of a failed episode"] = None
+        recording: Annotated[Recording | None, "recording that creates the dataset if it is missing"] = None
 
     def __init__(self, config: Config):
-        if config.reward not in REWARDS:
-            raise InputError(f"setting 'task.reward': '{config.reward}' is not one of {', '.join(REWARDS)}")
         self.config = config
         recording = config.recording
         if recording is not None and recording.dataset == config.dataset and config.dataset not in local_ids():
@@ -48,29 +51,36 @@ class Task:
             try:
                 record(recording)
             except InputError:
-                if config.dataset not in local_ids():  # or another run was faster
+                if config.dataset not in local_ids():  # unless another run recorded it first
                     raise
         dataset = load_dataset(config.dataset) if config.dataset else None
         self.environment = self._environment(dataset)
-        environment = make_environment(self.environment, dataset.observation_keys if dataset else ())
+        environment = make_environment(self.environment)
         self.dataset = dataset or _nothing(environment)
         check_environment(self.dataset, environment)
         environment.close()
+        data_environment = self.dataset.environment or self.environment
+        self.spec = replace(self.dataset.spec, environment=self.environment, data_environment=data_environment)
         self.scores = self.dataset.scores or reference_scores(self.environment.id)
         self.transform = reward_transform(config, self.dataset.episodes, self.environment.id)
 
     @property
     def description(self) -> str:
-        """Dataset, environment and sizes, in a line."""
-        data, spec = self.dataset, self.dataset.spec
+        """Dataset, environment and sizes, on one line."""
+        data, spec = self.dataset, self.spec
         return (
-            f"{data.name} ({data.num_transitions:,} transitions in {len(data.episodes):,} episodes) in "
+            f"{data.name} ({data.num_transitions:,} transitions in {data.num_episodes:,} episodes) in "
             f"{self.environment.id}, observations [{spec.observation_dim}], actions [{spec.action_dim}]"
         )
 
     def make_environment(self) -> AgentEnvironment:
-        """A new environment to train in."""
-        return make_environment(self.environment, self.dataset.observation_keys)
+        """Create a new training environment."""
+        return make_environment(self.environment)
+
+    def load(self, replay: Replay) -> None:
+        """Move the dataset's episodes into `replay` and free them here."""
+        replay.load(self.dataset.episodes)
+        self.dataset = self.dataset.without_episodes()
 
     def _environment(self, dataset: Dataset | None) -> EnvironmentSpec:
         own = dataset.environment if dataset else None
@@ -81,11 +91,11 @@ class Task:
                 raise InputError("the task names neither dataset nor environment; set task.dataset=<Minari id or path>")
             raise InputError(f"{dataset.name} names no environment; set task.environment=<Gymnasium id>")
         limit = self.config.max_episode_steps or own.max_episode_steps
-        return EnvironmentSpec(own.id, own.kwargs, limit)
+        return replace(own, max_episode_steps=limit, observation_keys=dataset.observation_keys if dataset else ())
 
 
 def check_environment(dataset: Dataset, environment: AgentEnvironment) -> None:
-    """Raises InputError unless the dataset's transitions could come from `environment`; both shapes are shown."""
+    """Raise InputError unless the dataset's spaces match `environment`; the message shows both."""
     name = environment.spec.id if environment.spec else "the environment"
     observations, actions = environment.observation_space.shape, environment.action_space.shape
     if observations != (dataset.spec.observation_dim,) or actions != (dataset.spec.action_dim,):
@@ -102,11 +112,11 @@ def check_environment(dataset: Dataset, environment: AgentEnvironment) -> None:
 
 
 def reward_transform(config: Task.Config, episodes: Sequence[Episode], environment_id: str) -> RewardTransform:
-    """The run's one affine transform.
+    """The run's affine reward transform.
 
-    `range` divides by the spread of the dataset's episode returns, times 1000 (IQL's locomotion scale); `minus_one`
-    makes sparse 0/1 rewards -1/0 (IQL's AntMaze scale). `auto` takes `minus_one` for 0/1 rewards, `range` for
-    locomotion, and else leaves rewards raw.
+    `range` multiplies by 1000 / (max - min episode return of the dataset) (IQL's locomotion scale); `minus_one` maps
+    sparse 0/1 rewards to -1/0 (IQL's AntMaze scale). `auto` selects `minus_one` for 0/1 rewards, `range` for
+    locomotion, and raw rewards otherwise.
     """
     kind = config.reward
     returns = [float(episode.rewards.sum()) for episode in episodes]
@@ -125,7 +135,7 @@ def reward_transform(config: Task.Config, episodes: Sequence[Episode], environme
 
 
 def _nothing(environment: AgentEnvironment) -> Dataset:
-    """No episodes, with the dimensions of `environment`."""
+    """An empty dataset with the dimensions of `environment`."""
     observation, action = environment.observation_space.sample(), environment.action_space.sample()
     name = environment.spec.id if environment.spec else "environment"
     return Dataset(name, (), TransitionSpec(len(observation), len(action)))

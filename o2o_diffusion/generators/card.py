@@ -1,6 +1,6 @@
-"""The model card of a saved generator: what it is, what it was made from, what it is for, in the hub's format.
+"""The model card of a saved generator in the hub's format: description, training data, quality, intended use.
 
-After Mitchell et al. (2019), Model cards for model reporting, https://arxiv.org/abs/1810.03993.
+Follows Mitchell et al. (2019), Model cards for model reporting, https://arxiv.org/abs/1810.03993.
 """
 
 from collections.abc import Mapping, Sequence
@@ -55,42 +55,42 @@ must not be taken for measurements of the environment. Look at their quality bef
 
 def model_card(
     settings: Mapping[str, Any],
-    facts: Mapping[str, Any],
+    provenance: Mapping[str, Any],
     columns: Sequence[Sequence[Any]],
     pool_rows: Sequence[int],
 ) -> "ModelCard":
-    """The card of a generator with these `settings` and `facts`.
+    """Build the card of a generator with these `settings` and `provenance`.
 
-    `columns` are names and widths, `pool_rows` the offline and online rows of its last fit. The licence is the user's
-    to choose: `facts["license"]`, left open where there is none.
+    `columns` are names and widths, `pool_rows` the offline and online rows of its last fit. The license is the user's
+    choice, `provenance["license"]`, and left open if missing.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    licence = facts.get("license")
+    licence = provenance.get("license")
     tags = ["reinforcement-learning", "offline-to-online-rl", "diffusion", "data-augmentation"]
     data = ModelCardData(library_name=LIBRARY, license=licence, tags=tags, pipeline_tag="reinforcement-learning")
     sections = {
         "name": str(settings["target"]).rpartition(".")[2],
         "target": settings["target"],
-        "data": _table(_data(facts, pool_rows)),
+        "data": _table(_data(provenance, pool_rows)),
         "columns": _table({f"`{name}`": width for name, width in columns}),
-        "quality": _quality(facts.get("quality")),
+        "quality": _quality(provenance.get("quality")),
         "settings": _table({f"`{name}`": f"`{value}`" for name, value in settings.items() if name != "target"}),
         "licence": licence or "Left open by whoever made this generator.",
     }
     return ModelCard(f"---\n{data.to_yaml()}\n---\n{BODY.format(**sections)}")
 
 
-def _data(facts: Mapping[str, Any], pool_rows: Sequence[int]) -> dict[str, Any]:
-    environment = facts.get("environment") or {}
+def _data(provenance: Mapping[str, Any], pool_rows: Sequence[int]) -> dict[str, Any]:
+    environment = provenance.get("environment") or {}
     return {
-        "dataset (offline label)": facts.get("dataset", "unknown"),
-        "its sha256": facts.get("dataset_sha256", "unknown"),
-        "dataset (online label)": facts.get("online_dataset") or "none",
+        "dataset (offline label)": provenance.get("dataset", "unknown"),
+        "its sha256": provenance.get("dataset_sha256", "unknown"),
+        "dataset (online label)": provenance.get("online_dataset") or "none",
         "environment": environment.get("id", "unknown"),
         "offline rows": f"{pool_rows[0]:,}",
         "online rows": f"{pool_rows[1]:,}",
-        "updates": f"{facts['updates']:,}" if "updates" in facts else "unknown",
+        "updates": f"{provenance['updates']:,}" if "updates" in provenance else "unknown",
     }
 
 

@@ -1,43 +1,42 @@
-"""The folder of a saved generator in diffusers' format: model, scheduler, parts, settings, card, and checksums of all.
+"""The folder of a saved generator in diffusers' format: model, scheduler, parts, settings, card and checksums.
 
-A folder is complete or absent: it is written under a hidden name and renamed. Nothing in it is unpickled.
+Folders are written atomically; nothing in them is unpickled.
 """
 
-import contextlib
-import hashlib
 import json
-import os
 import re
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from o2o_diffusion.diffusion.sampling import Sampling
 from o2o_diffusion.diffusion.solvers import dpm_scheduler
 from o2o_diffusion.errors import InputError, nearest
 from o2o_diffusion.generators.card import model_card
 from o2o_diffusion.generators.model import TransitionDenoiser, layout
 from o2o_diffusion.settings import PACKAGE, locate
+from o2o_diffusion.storage import atomic_folder, damage, save_json, sha256, write_manifest
 from o2o_diffusion.types import TransitionSpec
 
 MANIFEST = "sha256.json"
 SETTINGS = "generator.json"
-"""Holds the settings of a saved generator; its `target` is the class that loads the folder."""
-FACTS = "facts.json"
-"""What is known of its making: datasets, rows, updates, quality. Nothing depends on it."""
+"""The settings of a saved generator; `target` is the class that loads the folder."""
+PROVENANCE, OLD_PROVENANCE = "provenance.json", "facts.json"
+"""The training record: datasets, rows, updates, quality. For information only."""
 CARD = "README.md"
 NEEDED = ("config.json", "diffusion_pytorch_model.safetensors", SETTINGS)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def find_folder(name: str | Path) -> Path:
-    """The folder `name`, or a copy of what the hub has under the id `name` (owner/name); a folder wins.
+    """The folder `name`, or a download of the hub repository `name` (owner/name); a folder takes precedence.
 
-    Raises InputError when it is neither, or cannot be downloaded.
+    Raises InputError if it is neither, or cannot be downloaded.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -49,7 +48,7 @@ def find_folder(name: str | Path) -> Path:
 
     try:
         return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", CARD]))
-    except Exception as error:  # the hub and the way to it fail in many ways
+    except Exception as error:  # hub and network errors have many types
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(f"no folder {name}, and no generator {name} could be had from the hub ({reason})") from error
 
@@ -57,10 +56,10 @@ def find_folder(name: str | Path) -> Path:
 def load_generator(
     name: str | Path, spec: TransitionSpec | None = None, *, seed: int = 0, device: torch.device | str = "cpu"
 ) -> Any:
-    """The generator in the folder `name`, or under that id on the hub, as an object of the class that saved it.
+    """Load the generator from the folder or hub id `name`, as an instance of the class that saved it.
 
-    A folder may name a class of any installed package, what is downloaded only one of this package. Raises InputError
-    when there is none, a file is missing or was altered, or `spec` has other columns.
+    A local folder may name a class of any installed package, a download only one of this package. Raises InputError if
+    there is no generator, a file is missing or altered, or `spec` has different columns.
     """
     folder = find_folder(name)
     target = str(read_settings(folder).get("target"))
@@ -76,7 +75,7 @@ def load_generator(
 
 
 def load_model(folder: Path, spec: TransitionSpec, condition: str) -> TransitionDenoiser:
-    """The model saved in `folder`; InputError when it was altered, has other columns or is conditioned otherwise."""
+    """Load the model from `folder`; raises InputError if it was altered or has different columns or condition."""
     check_manifest(folder)
     model = TransitionDenoiser.from_pretrained(folder)
     saved, wanted = (_in_words(columns) for columns in (model.config["columns"], layout(spec)))
@@ -92,31 +91,36 @@ def save_folder(
     model: TransitionDenoiser,
     parts: Mapping[str, nn.Module],
     settings: Mapping[str, Any],
-    facts: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write everything to `folder`, in place of the generator that may lie there; the checksums come last.
+    """Write everything to `folder`, replacing a generator already saved there; the checksums are written last.
 
-    Raises InputError when the folder holds anything else, or cannot be written.
+    Raises InputError if the folder holds anything else or can't be written.
     """
     from safetensors.torch import save_file
 
-    with _replacing(Path(folder).absolute()) as beside:
-        model.save_pretrained(beside)
-        dpm_scheduler(model.sigma_min, model.sigma_max, model.rho, model.sigma_data).save_pretrained(beside)
-        for name, part in parts.items():
-            save_file(part.state_dict(), beside / f"{name}.safetensors")
-        _write_json(beside / SETTINGS, settings)
-        _write_json(beside / FACTS, facts or {})
-        columns, pools = model.config["columns"], [int(rows) for rows in model.pool_rows]
-        model_card(settings, facts or {}, columns, pools).save(beside / CARD)
-        digests = {path.name: _sha256(path) for path in sorted(beside.iterdir()) if path.is_file()}
-        _write_json(beside / MANIFEST, digests)
+    folder = Path(folder)
+    if folder.exists() and not (folder / MANIFEST).is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise InputError(f"a generator can't be saved to {folder}, which is not empty and no saved generator")
+    try:
+        with atomic_folder(folder, replace=True) as temporary:
+            model.save_pretrained(temporary)
+            dpm_scheduler(model.sigma_min, model.sigma_max, model.rho, model.sigma_data).save_pretrained(temporary)
+            for name, part in parts.items():
+                save_file(part.state_dict(), temporary / f"{name}.safetensors")
+            save_json(temporary / SETTINGS, settings)
+            save_json(temporary / PROVENANCE, provenance or {})
+            columns, pools = model.config["columns"], [int(rows) for rows in model.pool_rows]
+            model_card(settings, provenance or {}, columns, pools).save(temporary / CARD)
+            write_manifest(temporary, MANIFEST)
+    except OSError as error:
+        raise InputError(f"a generator can't be saved to {folder}: {error}") from error
 
 
 def push(save: Callable[[Path], None], repo_id: str, *, private: bool, token: str | None) -> str:
-    """Upload what `save` writes to the hub's repository `repo_id`, made where it is missing; returns its address.
+    """Upload the output of `save` to the hub repository `repo_id`, created if missing; returns its URL.
 
-    Raises InputError when the id is malformed, or there is no network, token or permission.
+    Raises InputError if the id is malformed, or there is no network, token or permission.
     """
     if not HUB_ID.fullmatch(repo_id):
         raise InputError(f"'{repo_id}' is not an id on the hub (owner/name)")
@@ -129,83 +133,49 @@ def push(save: Callable[[Path], None], repo_id: str, *, private: bool, token: st
             hub = HfApi(token=token)
             address = hub.create_repo(repo_id, private=private, exist_ok=True)
             hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Generator of transitions")
-        except Exception as error:  # the hub and the way to it fail in many ways
+        except Exception as error:  # hub and network errors have many types
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise InputError(f"the generator could not be pushed to {repo_id}: {reason}") from error
     return str(address)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Settings of the generator saved in `folder`, with its `target`."""
+    """Settings of the generator saved in `folder`, with its `target`; version 0.1 settings are converted."""
     check_manifest(folder)
-    return json.loads((folder / SETTINGS).read_text())
+    settings = json.loads((folder / SETTINGS).read_text())
+    if "solver" in settings:  # 0.1 mixed the sampling settings with the others, and its first folders had no restarts
+        names = [field.name for field in fields(Sampling)]
+        settings["sampling"] = {"restarts": 0} | {name: settings.pop(name) for name in names if name in settings}
+    return settings
 
 
-def read_facts(folder: Path) -> dict[str, Any]:
-    """What is known of the making of the generator saved in `folder`; empty where nothing was saved."""
-    return json.loads((folder / FACTS).read_text()) if (folder / FACTS).is_file() else {}
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """Provenance of the generator saved in `folder`; empty if none was saved."""
+    paths = [folder / name for name in (PROVENANCE, OLD_PROVENANCE) if (folder / name).is_file()]
+    return json.loads(paths[0].read_text()) if paths else {}
 
 
 def load_part(folder: Path, name: str, part: nn.Module) -> None:
-    """Fill `part` with what was saved under `name`."""
+    """Load the weights saved under `name` into `part`."""
     from safetensors.torch import load_file
 
     part.load_state_dict(load_file(folder / f"{name}.safetensors"))
 
 
 def checksum(folder: Path) -> str:
-    """sha256 by which a saved generator is known: of its manifest, which holds those of all other files."""
-    return _sha256(folder / MANIFEST)
+    """sha256 of the manifest, which identifies a saved generator: it lists the checksums of all other files."""
+    return sha256(folder / MANIFEST)
 
 
 def check_manifest(folder: Path) -> None:
-    """Raise InputError when `folder` is no saved generator, or a file is missing or was altered."""
+    """Raise InputError if `folder` is not a saved generator, or a file is missing or altered."""
     if not (folder / MANIFEST).is_file():
         raise InputError(f"{folder} is not a saved generator: it has no {MANIFEST}")
-    try:
-        digests = dict(json.loads((folder / MANIFEST).read_text()))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"saved generator {folder}: {MANIFEST} was altered and cannot be read ({error})") from error
-    unlisted = [name for name in NEEDED if name not in digests]
-    if unlisted:
-        raise InputError(f"saved generator {folder}: {MANIFEST} does not list {unlisted[0]}")
-    for name, digest in digests.items():
-        path = folder / name
-        if path.parent != folder or not path.is_file():
-            raise InputError(f"saved generator {folder}: {name} is missing")
-        if _sha256(path) != digest:
-            raise InputError(f"saved generator {folder}: {name} was altered since it was saved (sha256 differs)")
-
-
-@contextlib.contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """A hidden folder that takes the name of `folder` at the end; nothing stays behind on failure."""
-    if folder.exists() and not (folder / MANIFEST).is_file() and (folder.is_file() or any(folder.iterdir())):
-        raise InputError(f"a generator can't be saved to {folder}, which is not empty and no saved generator")
-    beside = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
-    outgoing = beside.with_name(f"{beside.name}-old")
-    try:
-        beside.mkdir(parents=True)
-        yield beside
-        if folder.exists():
-            folder.rename(outgoing)
-        beside.rename(folder)
-    except OSError as error:
-        raise InputError(f"a generator can't be saved to {folder}: {error}") from error
-    finally:
-        for left in (beside, outgoing):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(dict(content), indent=2) + "\n")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    damaged = damage(folder, MANIFEST, NEEDED)
+    if damaged:
+        raise InputError(f"saved generator {folder}: {damaged}")
 
 
 def _in_words(columns: Sequence[tuple[str, int]]) -> str:
-    """Columns in one line, as "observations 11, actions 3"."""
+    """Format columns in one line, such as "observations 11, actions 3"."""
     return ", ".join(f"{name} {width}" for name, width in columns)

@@ -8,10 +8,10 @@ from o2o_diffusion.replay import Replay
 
 
 class SynthER(DiffusionGenerator):
-    """An unconditional model of the replay's rows: more of the same, without guidance.
+    """An unconditional model of the replay's rows, without guidance.
 
-    Of the rows it trains on, `online` is what the paper does online, and the baseline of CFDG's paper; `all` is the
-    union of both pools. While there are no online rows it trains on the offline ones.
+    `rows: online` is the paper's online setting and the baseline of the CFDG paper; `rows: all` is the union of both
+    pools. Without online rows it trains on the offline ones.
     """
 
     @dataclass(frozen=True)
@@ -22,6 +22,6 @@ class SynthER(DiffusionGenerator):
 
     config: Config
 
-    def shares(self, replay: Replay) -> tuple[float, float]:
+    def training_mix(self, replay: Replay) -> tuple[float, float]:
         """Online rows only, or the union."""
         return (0.0, 1.0) if self.config.rows == "online" and len(replay.online) else proportional(replay)

@@ -1,4 +1,4 @@
-"""The generator inside other people's reinforcement learning code: one module for each library, which it alone imports.
+"""Generators as plugins for other reinforcement learning libraries; each library has a module that alone imports it.
 
-`arrays` checks rows on their way in, `buffers` mixes generated rows into batches on their way out.
+`arrays` validates rows from users, `buffers` mixes generated rows into batches.
 """

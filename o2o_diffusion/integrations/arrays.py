@@ -1,8 +1,8 @@
-"""Rows of other people's code on their way in: arrays of any kind, checked once, in the package's conventions."""
+"""Validate and convert user arrays to Transitions."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,44 +13,42 @@ from torch import Tensor
 from o2o_diffusion.data.spaces import ActionBounds
 from o2o_diffusion.data.validation import TOLERANCE
 from o2o_diffusion.errors import InputError, nearest
-from o2o_diffusion.replay import Pool, Replay
+from o2o_diffusion.replay import Replay
 from o2o_diffusion.types import Episode, Source, Transitions, TransitionSpec
 
 FIELDS = ("observations", "actions", "rewards", "next_observations", "terminations")
 
 Data = str | Path | Mapping[str, Any] | TransitionSpec
-"""A Minari id, a folder, an .hdf5 or .npz file, a dict of arrays by field, or no rows but their dimensions."""
+"""A Minari id, a folder, an .hdf5 or .npz file, a dict of arrays by field, or dimensions without rows."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Offline data: its dimensions and action bounds, and its rows as episodes or as single transitions."""
+    """Offline data: dimensions, action bounds, and rows as episodes or as single transitions."""
 
     spec: TransitionSpec
     bounds: ActionBounds
     episodes: tuple[Episode, ...] = ()
     transitions: Transitions | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return sum(len(part) for part in self.episodes) + (len(self.transitions) if self.transitions else 0)
 
-    def store(self, replay: Replay, pool: Pool) -> None:
-        """Write the rows into `pool` of `replay`; only the offline pool gets its episodes' returns."""
+    def store(self, replay: Replay, source: Source) -> None:
+        """Add the rows, and the returns of whole episodes, to the pool of `source`."""
         if self.transitions is not None:
-            pool.append(self.transitions)
-        elif pool is replay.offline:
-            replay.load(self.episodes)
+            replay.pools[source].append(self.transitions)
         else:
-            for number, episode in enumerate(self.episodes):
-                pool.append(episode.transitions(), episode=number)
+            replay.load(self.episodes, source)
 
 
 def read_rows(name: str, data: Data, low: Any = None, high: Any = None) -> Rows:
-    """The rows that `data` means; `name` is the argument it was given as.
+    """Read the rows of `data`, the argument `name`.
 
-    Actions of a dict lie between `low` and `high` (scalars or [action_dim]; None: the data's own bounds, else -1 and
-    1); files of tables hold them in [-1, 1], Minari datasets tell. Raises InputError, one line, where something is
-    missing or wrong.
+    Actions in a dict are between `low` and `high` (scalars or [action_dim]; None: the dataset's bounds, else -1 and 1);
+    .hdf5 and .npz files have actions in [-1, 1], Minari datasets have their own bounds. Raises InputError (one line) if
+    something is missing or wrong.
     """
     if isinstance(data, TransitionSpec):
         return Rows(data, action_bounds(data.action_dim, low, high))
@@ -69,11 +67,11 @@ def read_rows(name: str, data: Data, low: Any = None, high: Any = None) -> Rows:
             f"{name} {dataset.name} has actions between {recorded.low.tolist()} and {recorded.high.tolist()}, "
             f"action_low and action_high say {bounds.low.tolist()} and {bounds.high.tolist()}"
         )
-    return Rows(dataset.spec, recorded, dataset.episodes)
+    return Rows(dataset.spec, recorded, dataset.episodes, provenance=dataset.provenance)
 
 
 def action_bounds(action_dim: int, low: Any = None, high: Any = None) -> ActionBounds:
-    """Bounds [action_dim] from scalars or vectors, -1 and 1 where None; InputError unless `low` is below `high`."""
+    """Bounds [action_dim] from scalars or vectors (None: -1 and 1); raises InputError unless `low` is below `high`."""
     sides = []
     for name, side, default in (("action_low", low, -1.0), ("action_high", high, 1.0)):
         array = to_numpy(name, default if side is None else side)
@@ -86,11 +84,11 @@ def action_bounds(action_dim: int, low: Any = None, high: Any = None) -> ActionB
 
 
 def to_transitions(where: str, spec: TransitionSpec, bounds: ActionBounds, *arrays: Any, source: Source) -> Transitions:
-    """Transitions of five `arrays`, in the order of `FIELDS`: NumPy, torch or lists, of one row or of B rows.
+    """Convert five `arrays` (NumPy, torch or lists; one row or B rows), in the order of `FIELDS`, to Transitions.
 
     Shapes: observations, next_observations [B, ...], flattened to [B, observation_dim]; actions [B, action_dim] in
     `bounds`; rewards, terminations [B] or [B, 1]; float32 on the CPU. Raises InputError, naming `where`, the field and
-    the row, for what has another width, is not finite, or lies out of bounds.
+    the row, if a value has the wrong width, is not finite, or is out of bounds.
     """
     fields = {name: to_numpy(f"{where}: {name}", array) for name, array in zip(FIELDS, arrays, strict=True)}
     size = len(fields["observations"]) if fields["observations"].ndim > 1 else 1
@@ -106,7 +104,7 @@ def to_transitions(where: str, spec: TransitionSpec, bounds: ActionBounds, *arra
 
 
 def _check_values(where: str, bounds: ActionBounds, fields: Mapping[str, np.ndarray]) -> None:
-    """Raises InputError for the first row that is not finite, or whose actions or terminations are out of range."""
+    """Raise InputError for the first row with non-finite values or with actions or terminations out of range."""
     for name, array in fields.items():
         if not np.isfinite(array).all():
             row = int(np.argwhere(~np.isfinite(array))[0][0])
@@ -124,7 +122,7 @@ def _check_values(where: str, bounds: ActionBounds, fields: Mapping[str, np.ndar
 
 
 def to_numpy(name: str, value: Any) -> np.ndarray:
-    """`value` as a float32 array of its own; InputError where it does not hold numbers."""
+    """Copy `value` to a float32 array; raises InputError if it is not numeric."""
     if isinstance(value, Mapping):
         raise InputError(f"{name} have the fields {sorted(value)}, expected vectors: flatten them")
     if isinstance(value, Tensor):

@@ -1,14 +1,15 @@
-"""A generator as a plugin: other people's code gives it real transitions and draws generated ones.
+"""A generator as a plugin: user code passes in real transitions and samples generated ones.
 
-Nothing here knows an environment, a trainer or a logger. The user's loop observes, refreshes now and then, and samples:
+It is independent of environments, trainers and loggers. The user's loop observes, refreshes periodically, and samples:
 
     augmenter = Augmenter.fit("mujoco/hopper/medium-v0")
-    replay_buffer = augmenter.wrap(replay_buffer, ratio=0.5)  # add() is observed, sample() is mixed
+    replay_buffer = augmenter.wrap(replay_buffer, ratio=0.5)  # observes add(), mixes sample()
     augmenter.maybe_refresh(step)
 """
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,28 +21,31 @@ from torch import Tensor
 from tqdm import tqdm
 
 from o2o_diffusion.agents import NoAgent
-from o2o_diffusion.distributed import Noise
+from o2o_diffusion.distributed import ShardedRng
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.integrations.arrays import Data, action_bounds, read_rows, to_transitions
 from o2o_diffusion.protocols import Agent, Generator
-from o2o_diffusion.replay import Replay
+from o2o_diffusion.quality.gate import Verdict
+from o2o_diffusion.replay import Draw, Replay
 from o2o_diffusion.settings import compose
+from o2o_diffusion.training.refresher import Refresher
 from o2o_diffusion.types import Source, Transitions, TransitionSpec
 
 if TYPE_CHECKING:
     from o2o_diffusion.integrations.buffers import AugmentedBuffer
 
-GENERATED = (Source.GENERATED_OFFLINE, Source.GENERATED_ONLINE)
 ONLINE_CAPACITY = 1_000_000
+PARTS = ("refresher", "replay", "rng")
+"""Attributes with saved state; the refresher's state includes the generator."""
 
 
 @dataclass(frozen=True)
 class NoSettings:
-    """A generator on its own has no run around it."""
+    """Empty run settings, to compose a generator alone."""
 
 
 class Detached:
-    """What is left of an augmenter in a pickle: it is saved by `state_dict` or `save_pretrained`, not by others."""
+    """Placeholder for an augmenter in a pickle; save augmenters with `state_dict` or `save_pretrained`."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -50,10 +54,10 @@ class Detached:
 
 
 class Augmenter:
-    """A generator with its replay of real rows and a pool of generated ones, drawn ahead of time.
+    """A generator with a replay of real rows and a pool of generated rows sampled in advance.
 
-    Rewards are raw, observations vectors. Actions are in [-1, 1] inside; whoever calls sees them between `action_low`
-    and `action_high` (default: the dataset's own bounds, else -1 and 1), on the way in and out.
+    Rewards are raw, observations are vectors. Actions passed in and returned are between `action_low` and `action_high`
+    (default: the dataset's bounds, else -1 and 1); internally they are in [-1, 1].
     """
 
     def __init__(
@@ -70,21 +74,21 @@ class Augmenter:
         seed: int = 0,
         device: torch.device | str = "cpu",
     ):
-        """An augmenter that has trained nothing and holds no generated rows.
+        """Create an augmenter with an empty pool, without training its generator.
 
         Args:
             data: a Minari id, a folder, an .hdf5 or .npz file, or a dict of arrays (observations, actions, rewards,
-                next_observations, terminations); `TransitionSpec(observation_dim, action_dim)` to begin with no rows.
-            generator: name of a file in configs/generator, path of another .yaml, or a generator that is built.
-            online: data whose rows carry the online label.
-            settings: overrides of the generator's, as in ["updates=2000", "num_samples=50000"].
-            agent: the policy, for generators that ask it; an object with act, values and log_prob.
+                next_observations, terminations); `TransitionSpec(observation_dim, action_dim)` to start without rows.
+            generator: name of a file in configs/generator, path of another .yaml, or a generator object.
+            online: data with the online label.
+            settings: overrides of the generator's settings, as in ["updates=2000", "num_samples=50000"].
+            agent: the policy, for generators that use it; an object with act, values and log_prob.
             action_low, action_high: bounds of the user's actions, numbers or [action_dim].
-            online_capacity: rows of the ring of observed transitions (a default of ours).
-            seed: decides everything random.
-            device: where the generator and the rows lie.
+            online_capacity: capacity of the pool of observed transitions, in rows.
+            seed: random seed.
+            device: device of the generator and the rows.
 
-        Raises InputError, one line, for whatever is missing, unknown or does not fit.
+        Raises InputError (one line) if an argument is missing, unknown or incompatible.
         """
         rows = read_rows("dataset", data, action_low, action_high)
         online_rows = None if online is None else read_rows("online", online, action_low, action_high)
@@ -93,15 +97,16 @@ class Augmenter:
         self.spec, self.bounds, self.unit = rows.spec, rows.bounds, action_bounds(rows.spec.action_dim)
         self.agent: Any = NoAgent() if agent is None else agent
         self.generator: Any = _build(generator, settings, self.spec, seed, device)
-        capacities = self._counts() | {Source.OFFLINE: len(rows)}
-        capacities[Source.ONLINE] = max(online_capacity, len(online_rows or ()))
+        self.refresher, self.provenance = Refresher(self.generator), dict(rows.provenance)
+        empty = Replay(self.spec)
+        capacities = self.generator.share(empty).counts(self.generator.next_refresh(empty).rows)
+        capacities |= {Source.OFFLINE: len(rows), Source.ONLINE: max(online_capacity, len(online_rows or ()))}
         self.replay = Replay(self.spec, capacities, device=device)
-        rows.store(self.replay, self.replay.offline)
+        rows.store(self.replay, Source.OFFLINE)
         if online_rows is not None:
-            online_rows.store(self.replay, self.replay.online)
-        self.noise = Noise(seed, "cpu")
-        self.step = self.refreshes = 0
-        self.last_refresh = -1
+            online_rows.store(self.replay, Source.ONLINE)
+        self.rng = ShardedRng(seed, "cpu", shared=False)
+        self.step = 0
 
     @classmethod
     def fit(
@@ -115,7 +120,7 @@ class Augmenter:
         device: torch.device | str = "cpu",
         **options: Any,
     ) -> Augmenter:
-        """An augmenter whose generator is trained on `dataset`, with its pool drawn; arguments of the constructor."""
+        """Create an augmenter, train its generator on `dataset` and fill its pool; arguments as in the constructor."""
         augmenter = cls(
             dataset, generator=generator, online=online, settings=settings, seed=seed, device=device, **options
         )
@@ -132,24 +137,30 @@ class Augmenter:
         device: torch.device | str = "cpu",
         **options: Any,
     ) -> Augmenter:
-        """The generator saved in `folder` (or under that id on the hub), with its pool drawn and nothing trained.
+        """Load a saved generator from a folder or Hub id and fill its pool, without training.
 
-        Give `dataset` where later refreshes are to remember the offline rows. `options` are the constructor's.
+        With `dataset`, later refreshes train on its offline rows too. `options` are arguments of the constructor.
         """
-        from o2o_diffusion.generators.pretrained import load_generator
+        from o2o_diffusion.generators.pretrained import find_folder, load_generator, read_provenance
 
         generator = load_generator(folder, seed=seed, device=device)
         data = generator.spec if dataset is None else dataset
         augmenter = cls(data, generator=generator, seed=seed, device=device, **options)
         if augmenter.spec != generator.spec:
             raise InputError(f"{folder} was made for {generator.spec}, dataset has {augmenter.spec}")
+        augmenter.provenance = read_provenance(find_folder(folder))
         augmenter.redraw()
         return augmenter
 
     @property
     def num_generated(self) -> int:
-        """Generated rows in the pool."""
-        return sum(len(self.replay.pools[source]) for source in GENERATED)
+        """Number of generated rows in the pool."""
+        return self.replay.num_generated
+
+    @property
+    def refreshes(self) -> int:
+        """Number of refreshes so far, including refused ones."""
+        return self.refresher.count
 
     def observe(
         self,
@@ -161,10 +172,10 @@ class Augmenter:
         *,
         unit_actions: bool = False,
     ) -> None:
-        """Store real transitions in the online ring: one row, or a batch; NumPy, torch or lists.
+        """Add real transitions to the online pool: one row or a batch; NumPy, torch or lists.
 
-        `terminations` are 1 where the task ended, 0 at a time limit. With `unit_actions`, actions are in [-1, 1]
-        whatever the bounds. Raises InputError for rows of other widths, not finite, or out of bounds.
+        `terminations` are 1 if the task ended, 0 at a time limit. With `unit_actions`, actions are in [-1, 1]
+        regardless of the bounds. Raises InputError if rows have the wrong width, are not finite, or are out of bounds.
         """
         fields = observations, actions, rewards, next_observations, terminations
         bounds = self.unit if unit_actions else self.bounds
@@ -172,110 +183,106 @@ class Augmenter:
         self.replay.online.append(batch[-self.replay.online.capacity :])
 
     def maybe_refresh(self, step: int) -> bool:
-        """Refresh when it is due at environment step `step`; True if it was.
+        """Refresh if due at environment step `step`; returns whether it did.
 
-        The first is due after the generator's `first_refresh` observed rows, the next ones `refresh_interval` steps
-        after the last. A `step` behind the last one, as when training starts again, begins a new count.
+        The first refresh is due after the generator's `first_refresh` observed rows, later ones `refresh_interval`
+        steps after the previous one. If `step` is before the previous refresh, as after a restart of training, the
+        interval starts over.
         """
-        self.step, self.last_refresh = step, min(self.last_refresh, step)
-        waited = step - self.last_refresh if self.last_refresh >= 0 else self.generator.refresh_interval
-        enough = len(self.replay.online) >= max(1, self.generator.first_refresh)
-        if self.generator.num_samples == 0 or not enough or waited < self.generator.refresh_interval:
+        self.step, self.refresher.last = step, min(self.refresher.last, step)
+        if not len(self.replay.online) or not self.refresher.due(self.replay, step):
             return False
-        self.last_refresh = step
         self.refresh()
+        self.refresher.last = step
         return True
 
-    @torch.enable_grad()
-    def refresh(self) -> None:
-        """Train the generator on what was given and observed so far, all its updates at once, and redraw the pool."""
-        if not len(self.replay.offline) + len(self.replay.online):
-            raise InputError("there are no rows to train the generator on: give a dataset, or observe some first")
-        self.generator.begin_refresh(self.replay, self.agent)
-        for _ in tqdm(range(self.generator.num_updates), desc="train generator", leave=False, disable=None):
-            self.generator.update(self.replay, self.agent)
-        self.refreshes += 1
-        self.redraw()
+    def refresh(self) -> Verdict:
+        """Train the generator on all rows given and observed so far, then redraw the pool.
 
-    def redraw(self) -> None:
-        """Replace the pool by new rows of the generator as it is; the only place where its solver runs."""
-        counts = self._counts()
-        batches = {
-            source: self.generator.sample(count, source=source, replay=self.replay, agent=self.agent)
-            for source, count in counts.items()
-        }
-        self.replay.replace_generated(batches)
-        missing = sum(counts.values()) - self.num_generated
-        if missing:
-            warnings.warn(f"{missing} of {sum(counts.values())} generated rows were not valid; left out", stacklevel=3)
+        Raises InputError if there are no rows.
+        """
+        if not self.replay.num_real:
+            raise InputError("there are no rows to train the generator on: give a dataset, or observe some first")
+        progress = functools.partial(tqdm, desc="train generator", leave=False, disable=None)  # silent in a log
+        last = self.refresher.last
+        verdict = self.refresher.refresh(self.replay, self.agent, self.step, progress=progress)
+        self.refresher.last = last
+        return self._checked(verdict)
+
+    def redraw(self) -> Verdict:
+        """Sample a new pool without training; the pool is empty if the gate refuses the rows."""
+        return self._checked(self.refresher.redraw(self.replay, self.agent))
+
+    def _checked(self, verdict: Verdict) -> Verdict:
+        """Warn about refused and invalid rows."""
+        if not verdict.accepted:
+            warnings.warn(f"generated rows are {verdict}; batches hold real rows only", stacklevel=3)
+        elif verdict.rows < verdict.asked_rows:
+            lost = verdict.asked_rows - verdict.rows
+            warnings.warn(f"{lost} of {verdict.asked_rows} generated rows were not valid; left out", stacklevel=3)
+        return verdict
 
     def sample(self, num_samples: int, *, unit_actions: bool = False) -> Transitions:
-        """`num_samples` rows of the pool, drawn with replacement; the generator does not run.
+        """Draw `num_samples` rows from the pool with replacement; does not run the generator.
 
-        Raises InputError while there are none.
+        Raises InputError if the pool is empty.
         """
         if not self.num_generated:
+            first = self.generator.next_refresh(self.replay).first
             raise InputError(
                 f"there are no generated rows yet: call refresh(), or maybe_refresh(step) once "
-                f"{self.generator.first_refresh} rows are observed ({len(self.replay.online)} so far)"
+                f"{first} rows are observed ({len(self.replay.online)} so far)"
             )
-        first = len(self.replay.pools[GENERATED[0]])
-        drawn = (self.noise.uniform(num_samples).double() * self.num_generated).long()
-        pools = torch.where(drawn < first, int(GENERATED[0]), int(GENERATED[1]))
-        rows = torch.where(drawn < first, drawn, drawn - first)
-        device = self.replay.memory["rewards"].device
-        batch = self.replay.gather(rows.to(device), pools.to(device))
+        num_offline = len(self.replay.pools[Source.GENERATED_OFFLINE])
+        numbers = self.rng.integers(self.num_generated, num_samples)
+        is_online = numbers >= num_offline
+        pools = torch.where(is_online, int(Source.GENERATED_ONLINE), int(Source.GENERATED_OFFLINE))
+        batch = self.replay.gather(Draw.create(numbers - num_offline * is_online, pools))
         return batch if unit_actions else batch.where(actions=self._to_box(batch.actions))
 
     def wrap(self, replay_buffer: Any, ratio: float | Callable[[int], float] = 0.5) -> AugmentedBuffer:
-        """`replay_buffer` with a share `ratio` of generated rows in its batches, and its `add` observed.
+        """Wrap `replay_buffer`: observe its `add`, and mix a share `ratio` of generated rows into its batches.
 
-        `ratio` may be a function of the step last given to `maybe_refresh`. Rows that the buffer already holds are not
-        observed. See `AugmentedBuffer` for which buffers fit.
+        `ratio` may be a function of the step last passed to `maybe_refresh`. Rows already in the buffer are not
+        observed. See `AugmentedBuffer` for the supported buffers.
         """
         from o2o_diffusion.integrations.buffers import AugmentedBuffer
 
         return AugmentedBuffer(replay_buffer, self, ratio)
 
     def report(self, *, rows: int = 2_000) -> dict[str, Any]:
-        """How good the pool is, against at most `rows` real rows of each label; see `integrations.fidelity.report`.
+        """Measure the pool against at most `rows` real rows of each label; see `quality.pool.report`.
 
-        Warns when a classifier tells generated from real rows with an AUC above the generator's `max_auc`.
+        Warns if a classifier of generated against real rows has an AUC above the generator's `max_auc`.
         """
         from o2o_diffusion.quality.pool import report
 
-        return report(self.replay, rows=rows, max_auc=self.generator.max_auc)
+        return report(self.replay, rows=rows, max_auc=self.generator.next_refresh(self.replay).gate.max_auc)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that an exact continuation needs but the offline rows; tensors, numbers, strings, lists, dicts."""
-        parts = {name: getattr(self, name).state_dict() for name in ("generator", "replay", "noise")}
-        counters = {name: getattr(self, name) for name in ("step", "refreshes", "last_refresh")}
-        return parts | counters | {"offline_rows": len(self.replay.offline)}
+        """Full state except the offline rows: tensors, numbers, strings, lists, dicts."""
+        parts = {name: getattr(self, name).state_dict() for name in PARTS}
+        return parts | {"step": self.step, "offline_rows": len(self.replay.offline)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`, in an augmenter that was made with the same data and settings."""
+        """Restore `state`, saved by an augmenter with the same data and settings."""
         if state["offline_rows"] != len(self.replay.offline):
             raise InputError(
                 f"the state is of an augmenter with {state['offline_rows']} offline rows, this one has "
                 f"{len(self.replay.offline)}: make it with the same dataset"
             )
-        for name in ("generator", "replay", "noise"):
+        for name in PARTS:
             getattr(self, name).load_state_dict(state[name])
-        for name in ("step", "refreshes", "last_refresh"):
-            setattr(self, name, state[name])
+        self.step = state["step"]
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Save the generator, not the rows, as a folder that `from_pretrained` reads."""
+        """Save the generator, without rows, to a folder for `from_pretrained`."""
         if not hasattr(self.generator, "save_pretrained"):
             raise InputError(f"{type(self.generator).__name__} has nothing to save")
-        self.generator.save_pretrained(folder)
-
-    def _counts(self) -> dict[Source, int]:
-        """Rows to draw per label."""
-        return self.generator.generated.counts(self.generator.num_samples)
+        self.generator.save_pretrained(folder, self.provenance)
 
     def _to_box(self, actions: Tensor) -> Tensor:
-        """Actions in [-1, 1], in the user's bounds."""
+        """Rescale actions from [-1, 1] to the user's bounds."""
         if self.bounds.is_unit:
             return actions
         low, high = (torch.from_numpy(side).to(actions.device) for side in (self.bounds.low, self.bounds.high))
@@ -286,7 +293,7 @@ class Augmenter:
 
 
 def _build(generator: Any, settings: Sequence[str], spec: TransitionSpec, seed: int, device: torch.device | str) -> Any:
-    """The generator named `generator` with `settings`, or itself when it is one."""
+    """Build the generator named `generator` with `settings`; returns generator objects unchanged."""
     if not isinstance(generator, str):
         return generator
     overrides = [f"generator={generator}", *(f"generator.{setting}" for setting in settings)]

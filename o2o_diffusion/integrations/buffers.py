@@ -1,4 +1,4 @@
-"""Generated rows in the batches of other people's replay buffers, mixed by field name."""
+"""Mix generated rows into the batches of other libraries' replay buffers, by field name."""
 
 from __future__ import annotations
 
@@ -24,19 +24,18 @@ NAMES = {
     "next_observations": ("next_observations", "next_observation", "next_obs"),
     "terminations": ("terminations", "termination", "terminated", "terminals", "dones", "done"),
 }
-"""How other libraries call our fields."""
+"""Names of the fields of a transition in other libraries."""
 
 OURS = {theirs: ours for ours, names in NAMES.items() for theirs in names}
 
 
 class AugmentedBuffer:
-    """A proxy of a replay buffer: `add` is observed too, `sample` mixes generated rows in; all else is the buffer's.
+    """Proxy of a replay buffer that observes `add`, mixes generated rows into `sample` and forwards everything else.
 
-    It fits buffers whose `add` takes one transition, or one of each of several environments, under usual names
-    (CleanRL's and SB3's: obs, next_obs, action, reward, done, infos), and whose `sample(n)` returns a NamedTuple, a
-    dataclass or a dict of tensors or arrays. Real rows come first in a batch, and stand alone while there are no
-    generated ones. What `done` calls a time limit is known from `infos` ("TimeLimit.truncated") and is no termination.
-    A pickled proxy is the buffer alone.
+    The buffer's `add` must take one transition, or one per environment, under common names (as in CleanRL and SB3: obs,
+    next_obs, action, reward, done, infos); its `sample(n)` must return a NamedTuple, a dataclass or a dict of tensors
+    or arrays. Batches start with the real rows, and have no others while the pool is empty. A `done` marked as a time
+    limit in `infos` ("TimeLimit.truncated") is not a termination. Pickling keeps the buffer alone.
     """
 
     def __init__(self, replay_buffer: Any, augmenter: Augmenter, ratio: float | Callable[[int], float]):
@@ -45,7 +44,7 @@ class AugmentedBuffer:
         self._add = inspect.signature(replay_buffer.add)
 
     def add(self, *args: Any, **kwargs: Any) -> Any:
-        """The buffer's `add`, observed; raises InputError when its parameters are not a transition's."""
+        """Observe a transition and add it to the buffer; raises InputError if `add` does not take all of its fields."""
         given = self._add.bind(*args, **kwargs).arguments
         arrays = {OURS[name]: value for name, value in given.items() if name in OURS}
         missing = [name for name in NAMES if name not in arrays]
@@ -59,7 +58,7 @@ class AugmentedBuffer:
         return self.replay_buffer.add(*args, **kwargs)
 
     def sample(self, batch_size: int, *args: Any, **kwargs: Any) -> Any:
-        """`batch_size` rows, of the buffer's own type, `ratio` of them generated."""
+        """Sample `batch_size` rows in the buffer's own type, a share `ratio` of them generated."""
         if any(hasattr(value, "normalize_obs") for value in (*args, *kwargs.values())):
             raise InputError("a buffer that normalises with VecNormalize: use integrations.sb3.AugmentedReplayBuffer")
         num_generated = share(self.augmenter, self.ratio, batch_size)
@@ -86,7 +85,7 @@ def _itself(replay_buffer: Any) -> Any:
 
 
 def check_ratio(ratio: float | Callable[[int], float], step: int) -> float:
-    """The share of generated rows at `step`; InputError unless it is a number in [0, 1]."""
+    """Share of generated rows at `step`; raises InputError unless it is a number in [0, 1]."""
     value = ratio(step) if callable(ratio) else ratio
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value <= 1:
         raise InputError(f"ratio is {value!r} at step {step}, expected the share of generated rows, 0 to 1")
@@ -94,15 +93,15 @@ def check_ratio(ratio: float | Callable[[int], float], step: int) -> float:
 
 
 def share(augmenter: Augmenter, ratio: float | Callable[[int], float], batch_size: int) -> int:
-    """Generated rows in a batch; none while the pool is empty."""
+    """Number of generated rows in a batch; 0 while the pool is empty."""
     return round(check_ratio(ratio, augmenter.step) * batch_size) if augmenter.num_generated else 0
 
 
 def without_time_limits(dones: Any, infos: Any) -> np.ndarray:
-    """[B] terminations: `dones` but for those that an environment's info says were a time limit.
+    """[B] terminations: `dones` except those that `infos` marks as time limits.
 
-    `infos` is a sequence with a dict for each environment (SB3); a dict of a Gymnasium vector environment says nothing
-    here, its terminations are separate from the start.
+    `infos` is a sequence with one dict per environment (SB3). The dict of a Gymnasium vector environment is ignored,
+    because its terminations are already separate.
     """
     terminations = np.asarray(dones.detach().cpu() if isinstance(dones, Tensor) else dones, dtype=np.float32).reshape(
         -1
@@ -114,11 +113,11 @@ def without_time_limits(dones: Any, infos: Any) -> np.ndarray:
 
 
 def mixed(real: Any, num_real: int, generated: Transitions, *, discount: float | None = None) -> Any:
-    """The first `num_real` rows of `real` and all `generated` ones, as another of `type(real)`.
+    """Concatenate the first `num_real` rows of `real` and all `generated` rows, as a new `type(real)`.
 
-    Shapes, dtypes and devices are the real batch's. Fields that are None or hold no rows stay as they are; `discounts`
-    [B, 1] of n-step buffers are `discount` for generated rows, which are single steps. Raises InputError for any other
-    field with a value for each row.
+    Shapes, dtypes and devices are those of `real`. Fields that are None or hold no rows stay unchanged; `discounts`
+    [B, 1] of n-step buffers are `discount` for generated rows, which are single steps. Raises InputError if another
+    field has a value for each row.
     """
     columns = _columns(real)
     lengths = {OURS[name]: len(value) for name, value in columns.items() if name in OURS}
@@ -138,7 +137,7 @@ def mixed(real: Any, num_real: int, generated: Transitions, *, discount: float |
 
 
 def _columns(batch: Any) -> dict[str, Any]:
-    """A batch's fields by name."""
+    """Fields of a batch by name."""
     if isinstance(batch, Mapping):
         return dict(batch)
     if hasattr(batch, "_fields"):
@@ -149,7 +148,7 @@ def _columns(batch: Any) -> dict[str, Any]:
 
 
 def _joined(real: Tensor | np.ndarray, num_real: int, generated: Tensor) -> Tensor | np.ndarray:
-    """[num_real + B, ...] rows of both, in the real ones' shape and dtype, on their device."""
+    """Concatenate to [num_real + B, ...] with the shape, dtype and device of `real`."""
     generated = generated.reshape(len(generated), *real.shape[1:])
     if isinstance(real, Tensor):
         return torch.cat([real[:num_real], generated.to(real.device, real.dtype)])

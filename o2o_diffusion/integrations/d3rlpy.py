@@ -1,14 +1,14 @@
-"""Generated transitions in d3rlpy (Seno and Imai, 2022), https://arxiv.org/abs/2111.03788, on its own replay buffers.
+"""Generated transitions in d3rlpy (Seno and Imai, 2022), https://arxiv.org/abs/2111.03788, in its own replay buffers.
 
     augmenter = Augmenter.fit(to_arrays(real))
     mixture = mixed(real, augmenter, 100_000, ratio=0.5)
-    algorithm.build_with_dataset(real)  # d3rlpy's mixtures draw batches only, and building draws one transition
+    algorithm.build_with_dataset(real)  # building draws one transition, and d3rlpy's mixtures draw only batches
     algorithm.fit(mixture, n_steps=10_000)
 
-d3rlpy stores episodes and cuts transitions out of them. A generated transition that ends the task is an episode of one
-step. Any other is an episode of two steps, of which d3rlpy only draws the first; the second holds the next observation
-and what is unknown about it: its action is NaN, and its reward -inf, so that Cal-QL's max(q, return) is q. Of d3rlpy's
-algorithms ReBRAC alone reads next actions: its losses are NaN on generated rows.
+d3rlpy stores episodes and extracts transitions from them. A generated transition that terminates is an episode of one
+step. Any other is an episode of two steps, and d3rlpy draws only the first. The second step holds the next observation,
+with NaN as its unknown action and -inf as its unknown reward, so that Cal-QL's max(q, return) is q. Of d3rlpy's
+algorithms, only ReBRAC reads next actions: its losses are NaN on generated rows.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ from o2o_diffusion.types import UNKNOWN_RETURN, Transitions, TransitionSpec
 
 
 class GeneratedEpisodes(Sequence[Episode]):
-    """One pseudo-episode for each transition, made when it is asked for: a million of them would take 0.7 GB."""
+    """One pseudo-episode per transition, created on access: a million of them would take 0.7 GB."""
 
     def __init__(self, batch: Transitions):
         self.observations = _steps(batch.observations, batch.next_observations)
@@ -59,18 +59,18 @@ class GeneratedEpisodes(Sequence[Episode]):
 
 
 class GeneratedBuffer(BufferProtocol):
-    """d3rlpy's storage: where each transition lies in its episode."""
+    """d3rlpy's storage: maps each transition to its pseudo-episode and its step there."""
 
     def __init__(self, batch: Transitions):
         self._episodes = GeneratedEpisodes(batch)
 
     def append(self, episode: EpisodeBase, index: int) -> None:
-        """Refused: real transitions belong in the real buffer."""
+        """Raise InputError: real transitions belong in the real buffer."""
         raise InputError("a buffer of generated transitions takes no others; append to the real one, or to the mixture")
 
     @property
     def episodes(self) -> Sequence[EpisodeBase]:
-        """A pseudo-episode for each transition."""
+        """One pseudo-episode per transition."""
         return self._episodes
 
     @property
@@ -83,10 +83,10 @@ class GeneratedBuffer(BufferProtocol):
 
 
 class GeneratedReplayBuffer(ReplayBuffer):
-    """d3rlpy's replay buffer of transitions that belong to no trajectory."""
+    """d3rlpy replay buffer of single transitions, without trajectories."""
 
     def sample_trajectory(self, length: int) -> PartialTrajectory:
-        """Refused: single transitions have no past."""
+        """Raise InputError: single transitions have no history."""
         raise InputError("generated transitions are no trajectories; train d3rlpy's transformers on the real buffer")
 
 
@@ -97,10 +97,11 @@ def to_d3rlpy(
     transition_picker: TransitionPickerProtocol | None = None,
     trajectory_slicer: TrajectorySlicerProtocol | None = None,
 ) -> ReplayBuffer:
-    """A replay buffer of `n` transitions drawn from `augmenter` now, float32, actions in the augmenter's bounds.
+    """Create a replay buffer of `n` transitions from `augmenter`, float32, with actions in the augmenter's bounds.
 
-    They are drawn from its pool with replacement: make that large enough, as by `settings=["num_samples=100000"]`. It
-    does not follow later refreshes. `transition_picker` and `trajectory_slicer` are d3rlpy's; None: its basic ones.
+    They are drawn once, from its pool, with replacement: make the pool large enough, e.g. with
+    `settings=["num_samples=100000"]`. Later refreshes don't change the buffer. `transition_picker` and
+    `trajectory_slicer` are d3rlpy's; None: its basic ones.
     """
     spec, dtype = augmenter.spec, np.dtype(np.float32)
     return GeneratedReplayBuffer(
@@ -116,26 +117,26 @@ def to_d3rlpy(
 
 
 def mixed(real: ReplayBufferBase, augmenter: Augmenter, n: int, ratio: float) -> MixedReplayBuffer:
-    """d3rlpy's mixture of `real` with `n` generated transitions, a share `ratio` in [0, 1] of every batch.
+    """Mix `real` with `n` generated transitions in a d3rlpy mixture, a share `ratio` in [0, 1] of every batch.
 
-    The generated rows of a batch of B are the last ceil(ratio * B). What is appended goes to `real`. Evaluators and
-    scalers that are not told otherwise iterate over all episodes of the mixture, generated ones included: give them
-    `real.episodes`. Raises InputError when `real` has other dimensions than the augmenter, or `ratio` is no share.
+    The last ceil(ratio * B) rows of a batch of B are generated. Appended episodes go to `real`. By default, evaluators
+    and scalers iterate over all episodes of the mixture, including generated ones: pass them `real.episodes`. Raises
+    InputError if `real` and the augmenter have different dimensions, or if `ratio` is out of range.
     """
     share = check_ratio(ratio, augmenter.step)
     _check_dimensions(real, augmenter.spec)
     generated = to_d3rlpy(
         augmenter, n, transition_picker=real.transition_picker, trajectory_slicer=real.trajectory_slicer
     )
-    # d3rlpy takes int((1 - share) * B) real rows: for 0.9 and 10 that is 1, not int(0.9999999999999998) = 0
+    # d3rlpy takes int((1 - share) * B) real rows: for 0.9 and 10 it must be 1, not int(0.9999999999999998) = 0
     return MixedReplayBuffer(real, generated, secondary_mix_ratio=max(0.0, share - 1e-9))
 
 
 def to_arrays(real: ReplayBufferBase) -> dict[str, np.ndarray]:
-    """The transitions of `real`, episode after episode, as `Augmenter.fit` takes them.
+    """Convert the transitions of `real`, in the order of its episodes, to arrays for `Augmenter.fit`.
 
     Shapes: observations, next_observations [N, observation_dim], actions [N, action_dim], rewards, terminations [N].
-    d3rlpy does not store the observation that follows a termination, which no learner reads; the last one stands there.
+    d3rlpy does not store the observation after a termination, which no learner reads; the last observation is repeated.
     """
     parts = []
     for episode in real.episodes:
@@ -152,14 +153,14 @@ def to_arrays(real: ReplayBufferBase) -> dict[str, np.ndarray]:
 
 
 def _steps(first: Tensor, second: Tensor | float) -> np.ndarray:
-    """[N, 2, width] two steps for each row [N, width] of `first`."""
+    """[N, 2, width] pairs of steps from the rows [N, width] of `first` and `second`."""
     rows = first.detach().cpu().numpy()
     other = second.detach().cpu().numpy() if isinstance(second, Tensor) else np.full_like(rows, second)
     return np.stack([rows, other], axis=1)
 
 
 def _check_dimensions(real: ReplayBufferBase, spec: TransitionSpec) -> None:
-    """InputError unless `real` holds vectors and continuous actions of the widths of `spec`."""
+    """Raise InputError unless `real` has vector observations and continuous actions with the widths of `spec`."""
     info = real.dataset_info
     shapes = [tuple(shape) for shape in info.observation_signature.shape]
     if info.action_space != ActionSpace.CONTINUOUS:

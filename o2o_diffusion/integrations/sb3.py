@@ -24,12 +24,12 @@ from o2o_diffusion.types import Transitions
 
 
 class AugmentedReplayBuffer(ReplayBuffer):
-    """A replay buffer whose batches are generated rows to a share `ratio`, a number or a function of the step.
+    """Replay buffer with a share `ratio` of generated rows in its batches, a number or a function of the step.
 
-    The augmenter is given the rows as the environment made them: not normalised, with a time limit being no
-    termination; SB3 stores actions in [-1, 1] whatever their bounds. Generated rows are normalised as the real ones are
-    (VecNormalize). They are in batches only, never in the buffer. Without an augmenter this is SB3's own buffer: so it
-    comes back from `load_replay_buffer` and from `SAC.load`, since pickles leave the augmenter out; see `attach`.
+    The augmenter observes raw rows: not normalized, time limits not as terminations, actions in [-1, 1] as SB3 stores
+    them. Generated rows are normalized like real ones (VecNormalize). They are in batches only, never in the buffer.
+    Without an augmenter this is SB3's own buffer. Pickles leave the augmenter out: after `load_replay_buffer` or
+    `SAC.load`, call `attach`.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class AugmentedReplayBuffer(ReplayBuffer):
             self.attach(augmenter, ratio)
 
     def attach(self, augmenter: Augmenter, ratio: float | Callable[[int], float] = 0.5) -> None:
-        """Mix rows of `augmenter` in from now on; raises InputError when it was made for other dimensions."""
+        """Mix in rows of `augmenter` from now on; raises InputError if it has other dimensions."""
         theirs, ours = (augmenter.spec.observation_dim, augmenter.spec.action_dim), (*self.obs_shape, self.action_dim)
         if theirs != ours:
             raise InputError(
@@ -72,14 +72,14 @@ class AugmentedReplayBuffer(ReplayBuffer):
         done: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        """Store a transition of each environment, and let the augmenter observe them."""
+        """Store one transition per environment and pass them to the augmenter."""
         if self.augmenter is not None:
             terminations = without_time_limits(done, infos)
             self.augmenter.observe(obs, action, reward, next_obs, terminations, unit_actions=True)
         super().add(obs, next_obs, action, reward, done, infos)
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
-        """`batch_size` rows, normalised by `env`; all of them real while there are no generated ones."""
+        """Sample `batch_size` rows, normalized by `env`; all are real while there are no generated ones."""
         num_generated = 0 if self.augmenter is None else share(self.augmenter, self.ratio, batch_size)
         real = super().sample(max(1, batch_size - num_generated), env=env)
         if self.augmenter is None or not num_generated:
@@ -88,7 +88,7 @@ class AugmentedReplayBuffer(ReplayBuffer):
         return mixed(real, batch_size - num_generated, self._normalized(generated, env))
 
     def _normalized(self, generated: Transitions, env: VecNormalize | None) -> Transitions:
-        """Rows on the scale of the real ones."""
+        """Normalize generated rows like real ones."""
         if env is None:
             return generated
         normalized = {
@@ -103,11 +103,11 @@ class AugmentedReplayBuffer(ReplayBuffer):
 
 
 class AugmentCallback(BaseCallback):
-    """Refreshes the generator of the model's AugmentedReplayBuffer when it is due, by the model's count of steps."""
+    """Refreshes the generator of the model's AugmentedReplayBuffer when due, by the model's step count."""
 
     @property
     def _buffer(self) -> Any:
-        return getattr(self.model, "replay_buffer", None)  # which load_replay_buffer replaces
+        return getattr(self.model, "replay_buffer", None)  # load_replay_buffer replaces it
 
     def _init_callback(self) -> None:
         if not isinstance(self._buffer, AugmentedReplayBuffer):

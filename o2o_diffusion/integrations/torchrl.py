@@ -6,7 +6,7 @@
     loss(replay_buffer.sample())  # half of the rows are generated
     augmenter.maybe_refresh(step)
 
-The buffer stays TorchRL's own, with any storage and with any sampler that draws single transitions.
+The buffer is still TorchRL's, with any storage and any sampler of single transitions.
 """
 
 from collections.abc import Callable, Iterable
@@ -29,21 +29,21 @@ REQUIRED: dict[Key, str] = {
     ("next", "reward"): "rewards",
     ("next", "terminated"): "terminations",
 }
-"""Our fields in TorchRL's names; ("next", "done") also holds the terminations of generated rows."""
+"""TorchRL key of each field; ("next", "done") also holds the terminations of generated rows."""
 
 FALSE: tuple[Key, ...] = ("done", "terminated", "truncated", ("next", "truncated"), "is_init", ("next", "is_init"))
-"""What a single transition is not: it neither begins after an end nor meets a time limit."""
+"""Keys that are False in generated rows: they don't start an episode, and they don't reach a time limit."""
 
 BOOKKEEPING = ("index", "index_generation", "td_error", "priority_weight", "collector")
-"""How the real row was drawn and collected: left in the place of the row that a generated one displaces."""
+"""Keys with sampling and collection metadata of a real row, kept if a generated row replaces it."""
 
 
 class AugmentTransform(Transform):
-    """On sampling, the last rows of a batch give way to generated ones; on extending, the augmenter observes.
+    """Replaces the last rows of sampled batches with generated ones; observes the rows added to the buffer.
 
-    The tensors of a mixed batch are new: neither the storage nor the batch that was drawn from it is written to. Rows
-    have TorchRL's keys, and "generated" [B], bool. Indices and importance weights remain those of the displaced rows,
-    whose priorities are not the generated rows': `update_tensordict_priority(batch[~batch["generated"]])`.
+    The tensors of a mixed batch are new: neither the storage nor the sampled batch is modified. Rows have TorchRL's
+    keys, and "generated" [B], bool. Indices and importance weights remain those of the replaced rows, so exclude
+    generated rows from priority updates: `update_tensordict_priority(batch[~batch["generated"]])`.
     """
 
     def __init__(self, augmenter: Augmenter, ratio: float | Callable[[int], float]):
@@ -52,7 +52,7 @@ class AugmentTransform(Transform):
         self.augmenter, self.ratio = augmenter, ratio
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """The batch [B], or one row [], that the buffer drew, with generated rows in it."""
+        """Mix generated rows into a sampled batch [B]; a single row [] is returned as it is."""
         if not tensordict.ndim:
             return tensordict
         if tensordict.ndim > 1:
@@ -75,7 +75,7 @@ class AugmentTransform(Transform):
         return mixture
 
     def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Called by `add` and `extend` with one transition [] or many [...]."""
+        """Observe one transition [] or many [...]; called by `add` and `extend`."""
         _check_required(tensordict)
         rows = tensordict.reshape(-1)
         self.augmenter.observe(**{name: rows[key] for key, name in REQUIRED.items()})
@@ -83,21 +83,21 @@ class AugmentTransform(Transform):
 
 
 def augment_transform(augmenter: Augmenter, ratio: float | Callable[[int], float] = 0.5) -> AugmentTransform:
-    """A transform for `TensorDictReplayBuffer(transform=...)` that mixes generated rows into what is sampled.
+    """Transform for `TensorDictReplayBuffer(transform=...)` that mixes generated rows into sampled batches.
 
-    Of B sampled rows, round(ratio * B) are generated, none while the augmenter has drawn none; `ratio` in [0, 1] may
-    be a function of the step last given to `maybe_refresh`. What the buffer is extended with is observed as online
-    data: extend it with an offline dataset first, then `append_transform`. Put this transform before those that rescale
-    observations or rewards. `replay_buffer[:]` is mixed too; `replay_buffer.storage` is not.
+    Of B sampled rows, round(ratio * B) are generated, none while the pool is empty; `ratio` in [0, 1] may be a function
+    of the step last passed to `maybe_refresh`. Rows added to the buffer are observed as online data: extend it with an
+    offline dataset first, then `append_transform`. Put this transform before those that rescale observations or
+    rewards. `replay_buffer[:]` is mixed too; `replay_buffer.storage` is not.
 
-    Raises InputError when a batch has keys that a generated row cannot have (leave them out with an
-    `ExcludeTransform` in front), lacks one it needs, or has other widths than the augmenter.
+    Raises InputError if a batch has keys that generated rows can't have (remove them with an `ExcludeTransform` in
+    front), lacks a required key, or has other widths than the augmenter.
     """
     return AugmentTransform(augmenter, ratio)
 
 
 def _joined(key: Key, real: Tensor, generated: Tensor) -> Tensor:
-    """[num_real + num_generated, ...] rows of both, in the real ones' shape and dtype, on their device."""
+    """Concatenate to [num_real + num_generated, ...] with the shape, dtype and device of `real`."""
     width, expected = real.shape[1:].numel(), generated.shape[1:].numel()
     if width != expected:
         raise InputError(f"the buffer's {_in_words([key])} has width {width}; the augmenter's has {expected}")
@@ -105,7 +105,7 @@ def _joined(key: Key, real: Tensor, generated: Tensor) -> Tensor:
 
 
 def _check_keys(tensordict: TensorDictBase) -> None:
-    """InputError unless generated rows can have all the keys of `tensordict`."""
+    """Raise InputError unless generated rows can have all keys of `tensordict`."""
     _check_required(tensordict)
     known = {*REQUIRED, ("next", "done"), *FALSE, "generated"}
     keys = tensordict.keys(include_nested=True, leaves_only=True)
@@ -118,12 +118,12 @@ def _check_keys(tensordict: TensorDictBase) -> None:
 
 
 def _check_required(tensordict: TensorDictBase) -> None:
-    """InputError unless `tensordict` holds a transition."""
+    """Raise InputError unless `tensordict` holds a transition."""
     missing = [key for key in REQUIRED if tensordict.get(key, None) is None]
     if missing:
         raise InputError(f"the tensordict has no {_in_words(missing)}; generated rows replace whole transitions")
 
 
 def _in_words(keys: Iterable[Key]) -> str:
-    """Keys as Python writes them, in one line."""
+    """Format keys as Python literals, on one line."""
     return ", ".join(map(repr, sorted(keys, key=lambda key: (isinstance(key, tuple), key))))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from o2o_diffusion.learners.base import BaseLearner
@@ -17,23 +18,25 @@ MAX_WEIGHT = 100.0
 
 
 class AWAC(BaseLearner):
-    """Regresses on the rows' actions, weighted by their advantage over the policy's own; the same offline and online.
+    """Regresses on batch actions, weighted by their advantage over policy actions; the same offline and online.
 
-    The weighted regression is the policy improvement itself, so that nothing here is multiplied by
-    `batch.regularization`. The policy is IQL's, whose mean is bounded; its samples are clipped before they are valued.
+    The weighted regression is the policy improvement itself, so `batch.regularization` has no effect. The policy is
+    IQL's, with a bounded mean; its samples are clipped before the critics evaluate them.
     """
 
     @dataclass(frozen=True)
     class Config(BaseLearner.Config):
-        """Defaults are CORL's; AntMaze and Adroit have temperature 0.1."""
+        """Defaults are CORL's; AntMaze and Adroit use temperature 0.1."""
 
-        hidden: Annotated[tuple[int, ...], "widths of the hidden layers of every network"] = (256, 256, 256)
-        temperature: Annotated[float, "lambda: the advantage that weighs e times as much; more clones"] = 1.0
+        hidden: Annotated[tuple[int, ...], "hidden layer widths of every network", Ge(1)] = (256, 256, 256)
+        temperature: Annotated[
+            float, "temperature (lambda) of the advantage weights; larger is closer to cloning", Gt(0)
+        ] = 1.0
 
     config: Config
 
     def build(self) -> None:
-        """An actor, two critics with targets."""
+        """Create an actor and two critics with targets."""
         c, dims = self.config, (self.spec.observation_dim, self.spec.action_dim)
         self.actor = GaussianActor(*dims, c.hidden).to(self.device)
         self.critic = Critic(*dims, c.hidden).to(self.device)
@@ -43,16 +46,16 @@ class AWAC(BaseLearner):
 
     @torch.no_grad()
     def sample(self, observations: Tensor) -> Tensor:
-        """[B, A], one clipped action of the policy in each state."""
-        return self.policy(observations).sample(self.noise).clamp(-1, 1)
+        """[B, A], one clipped policy action per state."""
+        return self.policy(observations).sample(self.rng).clamp(-1, 1)
 
     def critic_loss(self, batch: Transitions) -> Tensor:
         """E[(r + discount * min Q'(s', a') - Q(s, a))^2], a' ~ policy, without entropy, summed over the ensemble."""
         with torch.no_grad():
-            next_v = self.target_critic(batch.next_observations, self.sample(batch.next_observations)).amin(0)
-            target_q = batch.rewards + self.config.discount * batch.continues * next_v
-        q = self.critic(batch.observations, batch.actions)  # [E, B]
-        return (batch.weights * (q - target_q).square()).sum(0).mean()
+            next_v = self.target_critic(batch.next_observations, self.sample(batch.next_observations)).amin(-2)
+            target_q = batch.rewards + batch.discounts * next_v
+        q = self.critic(batch.observations, batch.actions)  # [..., E, B]
+        return (batch.weights * (q - target_q).square()).sum(-2).mean(-1)
 
     @torch.no_grad()
     def advantage_weights(self, batch: Transitions) -> Tensor:
@@ -64,15 +67,15 @@ class AWAC(BaseLearner):
     def actor_loss(self, batch: Transitions) -> Tensor:
         """-E[min(exp(A / temperature), 100) log pi(a|s)] (equation 13)."""
         log_prob = self.policy(batch.observations).log_prob(batch.actions)
-        return -(batch.weights * self.advantage_weights(batch) * log_prob).mean()
+        return -(batch.weights * self.advantage_weights(batch) * log_prob).mean(-1)
 
     def update(self, batch: Transitions) -> Metrics:
-        """Critics, actor with the new critics, targets."""
+        """Update the critics, the actor with the new critics, then the targets."""
         critic_loss = self.critic_optimizer.step(self.critic_loss(batch))
         actor_loss = self.actor_optimizer.step(self.actor_loss(batch))
         polyak_update(self.target_critic, self.critic, self.config.tau)
         return {"critic_loss": critic_loss, "actor_loss": actor_loss}
 
     def policy(self, observations: Tensor) -> Gaussian:
-        """The actor's distribution of actions."""
+        """The actor's action distribution."""
         return self.actor(observations)

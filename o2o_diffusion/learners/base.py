@@ -1,4 +1,4 @@
-"""What learners have in common: networks of their seed, acting, the usual phases."""
+"""Base class of the learners: seeded networks, acting and the default phases."""
 
 from __future__ import annotations
 
@@ -7,102 +7,133 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Gt, Interval
 from torch import Tensor, nn
 
-from o2o_diffusion.distributed import Noise
+from o2o_diffusion.distributed import ShardedRng, seeded
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.networks.actors import Gaussian, TanhGaussian
 from o2o_diffusion.networks.normalizer import Normalizer
 from o2o_diffusion.replay import Replay
-from o2o_diffusion.schedule import Budget, Phase, Shares, per_step
+from o2o_diffusion.schedule import Budget, Cadence, Phase, Shares
 from o2o_diffusion.state import Stateful
 from o2o_diffusion.types import Episode, Metrics, Transitions, TransitionSpec
 
 
 class BaseLearner(Stateful, ABC):
-    """A learner with a policy and a critic ensemble; a method adds networks, losses and `update`.
+    """A learner with a policy and a critic ensemble; subclasses add networks, losses and `update`.
 
-    `noise` serves updates and is drawn alike on every process; `acting_noise` serves acting, which only the main
-    process does.
+    `phase` is the current phase. `rng` draws the random numbers of updates, with the same seed on every process.
     """
 
     @dataclass(frozen=True)
     class Config:
         """Settings common to all learners."""
 
-        discount: Annotated[float, "discount factor of returns"] = 0.99
-        batch_size: Annotated[int, "transitions in an update, over all processes"] = 256
-        learning_rate: Annotated[float, "Adam's rate, for every network"] = 3e-4
-        hidden: Annotated[tuple[int, ...], "widths of the hidden layers of every network"] = (256, 256)
-        tau: Annotated[float, "share of the online critic that a target critic takes over at each update"] = 0.005
-        normalize_observations: Annotated[bool, "standardise observations by the offline rows' statistics"] = True
+        batch_size: Annotated[int, "transitions per update, over all processes", Ge(1)] = 256
+        learning_rate: Annotated[float, "Adam learning rate of every network", Gt(0)] = 3e-4
+        hidden: Annotated[tuple[int, ...], "hidden layer widths of every network", Ge(1)] = (256, 256)
+        tau: Annotated[float, "Polyak averaging coefficient of the target networks", Interval(gt=0, le=1)] = 0.005
+        normalize_observations: Annotated[bool, "standardize observations with the offline statistics"] = True
 
     config: Any
     critic: nn.Module
-    counters = ("is_normalized",)
+    state_fields = ("phase", "is_normalized")
 
     def __init__(self, config: Any, spec: TransitionSpec, *, seed: int, device: torch.device | str = "cpu"):
         self.config, self.spec, self.device = config, spec, torch.device(device)
-        self.batch_size: int = config.batch_size
-        self.is_normalized = False
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        self.phase, self.is_normalized = Phase("none"), False
+        with seeded(seed):
             self.build()
-        self.noise = Noise(seed + 1_000_003, device)  # other numbers than those of the weights
-        self.acting_noise = Noise(seed + 2_000_003, device, shared=False)
+        self.rng = ShardedRng(seed + 1_000_003, device)  # a different stream from the weights
 
     @abstractmethod
     def build(self) -> None:
-        """Make networks, equal targets and optimisers, on `self.device`."""
+        """Create networks, targets (equal at first) and optimizers on `self.device`."""
 
     @abstractmethod
     def update(self, batch: Transitions) -> Metrics:
-        """One update on this process's rows."""
+        """Run one update on this process's rows."""
 
     @abstractmethod
     def policy(self, observations: Tensor) -> Gaussian | TanhGaussian:
-        """The distribution of actions in `observations` [B, observation_dim]."""
+        """The action distribution at `observations` [..., B, observation_dim]."""
 
     @torch.no_grad()
-    def act(self, observations: Tensor, *, deterministic: bool = False) -> Tensor:
-        """[B, observation_dim] -> [B, action_dim] in [-1, 1]: the policy's mode, or a sample to explore."""
+    def act(self, observations: Tensor, *, deterministic: bool = False, rng: ShardedRng | None = None) -> Tensor:
+        """[B, observation_dim] -> [B, action_dim] in [-1, 1]: the policy's mode, or a sample drawn from `rng`.
+
+        Raises TypeError without `rng` unless `deterministic`.
+        """
         policy = self.policy(observations)
-        return (policy.mode if deterministic else policy.sample(self.acting_noise)).clamp(-1, 1)
+        return (policy.mode if deterministic else policy.sample(required(rng))).clamp(-1, 1)
 
     def values(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """[B], the least of the critics' estimates."""
-        return self.critic(observations, actions).amin(0)
+        """[B], minimum over the critic ensemble."""
+        return self.critic(observations, actions).amin(-2)
 
     def log_prob(self, observations: Tensor, actions: Tensor) -> Tensor:
         """[B] log-density of `actions` under the policy."""
         return self.policy(observations).log_prob(actions)
 
     def phases(self, budget: Budget) -> tuple[Phase, ...]:
-        """Pretrain on offline rows, warm up with a frozen policy, fine-tune on both halves; empty phases left out.
+        """Pretrain on offline rows, warm up with a frozen policy, fine-tune; empty phases are omitted.
 
-        Raises InputError where the warm-up leaves no step to learn in.
+        Subclasses override the hooks below. Raises InputError if the warm-up leaves no steps for fine-tuning.
         """
-        if 0 < budget.online_steps <= budget.warmup_steps:
+        warmup = max(budget.warmup_steps, self.min_warmup_steps)
+        if 0 < budget.online_steps <= warmup:
             raise InputError(
-                f"{type(self).__name__} warms up for {budget.warmup_steps:,} environment steps, which leaves none of"
+                f"{type(self).__name__} warms up for {warmup:,} environment steps, which leaves none of"
                 f" online_steps={budget.online_steps} to learn in"
             )
+        random_steps, size = min(self.random_steps, budget.online_steps), self.config.batch_size
         phases = (
-            Phase("pretrain", updates=budget.pretrain_updates, shares=Shares(offline=1.0)),
-            Phase("warmup", env_steps=min(budget.warmup_steps, budget.online_steps), learns=False),
+            Phase("pretrain", budget.pretrain_updates, shares=self.offline_shares(), batch_size=size),
+            Phase("random", env_steps=random_steps, learns=False, random_actions=True),
+            Phase("warmup", env_steps=min(warmup, budget.online_steps) - random_steps, learns=False),
             Phase(
                 "finetune",
-                env_steps=max(budget.online_steps - budget.warmup_steps, 0),
-                cadence=per_step(budget.updates_per_step),
-                shares=Shares(offline=0.5, online=0.5),
+                env_steps=max(budget.online_steps - warmup, 0),
+                cadence=self.cadence(budget),
+                shares=self.online_shares(),
+                batch_size=size * self.batches_per_update,
             ),
         )
         return tuple(phase for phase in phases if phase.updates or phase.env_steps)
 
+    @property
+    def min_warmup_steps(self) -> int:
+        """Lower bound on the run's `warmup_steps`, the environment steps before the first online update."""
+        return 0
+
+    @property
+    def random_steps(self) -> int:
+        """Number of initial environment steps with uniform actions, part of the warm-up."""
+        return 0
+
+    @property
+    def batches_per_update(self) -> int:
+        """Number of batches of `batch_size` rows per online update."""
+        return 1
+
+    def cadence(self, budget: Budget) -> Cadence:
+        """The schedule of online updates."""
+        return budget.cadence()
+
+    def offline_shares(self) -> Shares:
+        """Shares of the real sources in a pretraining batch."""
+        return Shares(offline=1.0)
+
+    def online_shares(self) -> Shares:
+        """Shares of the real sources in a fine-tuning batch."""
+        return Shares(offline=0.5, online=0.5)
+
     def begin_phase(self, phase: Phase, replay: Replay) -> None:
-        """Fit every network's normaliser on the offline rows, once: critics trained on one scale must keep it."""
+        """Fit all normalizers to the offline rows, once, so that trained critics keep their scale."""
+        self.phase = phase
         if self.config.normalize_observations and not self.is_normalized and len(replay.offline):
-            observations = replay.offline.fields["observations"][: len(replay.offline)]
+            observations = replay.offline.all().observations
             for network in (part for part in vars(self).values() if isinstance(part, nn.Module)):
                 for module in network.modules():
                     if isinstance(module, Normalizer):
@@ -110,7 +141,14 @@ class BaseLearner(Stateful, ABC):
             self.is_normalized = True
 
     def begin_episode(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def end_episode(self, episode: Episode) -> None:
-        """Nothing to do."""
+        """Do nothing."""
+
+
+def required(rng: ShardedRng | None) -> ShardedRng:
+    """Return `rng`; raises TypeError if it is None, because exploration needs it."""
+    if rng is None:
+        raise TypeError("an exploring action needs rng=; without it act with deterministic=True")
+    return rng

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
+from annotated_types import Ge, Interval
 from torch import Tensor
 
 from o2o_diffusion.learners.base import BaseLearner
@@ -22,27 +23,33 @@ def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
 
 
 class IQL(BaseLearner):
-    """Learns from dataset actions only; the same objective, at the same constant rates, offline and online.
+    """Learns from dataset actions only, with the same objective and constant learning rates offline and online.
 
-    Advantage-weighted regression is the policy improvement itself, not a constraint beside it, so that no loss here
-    is multiplied by `batch.regularization`. The policy that acts and is evaluated may be a running average of the actor
-    (`actor_tau` below 1), which is not in the paper: the last actor's score swings by tens of points between updates.
+    Advantage-weighted regression is the policy improvement itself, not an added constraint, so `batch.regularization`
+    has no effect. With `actor_tau` below 1, which is not in the paper, a running average of the actor acts and is
+    evaluated, because the score of the latest actor swings by tens of points between updates.
     """
 
     @dataclass(frozen=True)
     class Config(BaseLearner.Config):
-        """Defaults are the paper's for locomotion; AntMaze has expectile 0.9 and inverse temperature 10."""
+        """Defaults are the paper's for locomotion; AntMaze uses expectile 0.9 and inverse temperature 10."""
 
-        expectile: Annotated[float, "expectile of Q that V regresses on, in (0, 1)"] = 0.7
-        inverse_temperature: Annotated[float, "sharpness of the advantage weights: 0 clones, more improves"] = 3.0
-        dropout: Annotated[float, "rate in the actor's hidden layers; 0.1 for Adroit and Kitchen"] = 0.0
-        actor_tau: Annotated[float, "share of the actor that the acting one takes over at each update; 1: all"] = 1.0
+        expectile: Annotated[float, "expectile of Q that V regresses on, in (0, 1)", Interval(gt=0, lt=1)] = 0.7
+        inverse_temperature: Annotated[
+            float, "inverse temperature of the advantage weights; 0 is behavior cloning", Ge(0)
+        ] = 3.0
+        dropout: Annotated[
+            float, "dropout rate in the actor's hidden layers; 0.1 for Adroit and Kitchen", Interval(ge=0, lt=1)
+        ] = 0.0
+        actor_tau: Annotated[
+            float, "Polyak averaging coefficient of the acting policy; 1 is the latest actor", Interval(gt=0, le=1)
+        ] = 1.0
 
     config: Config
-    counters = (*BaseLearner.counters, "num_updates")
+    state_fields = (*BaseLearner.state_fields, "num_updates")
 
     def build(self) -> None:
-        """An actor, a value, two critics with targets."""
+        """Create an actor and its average, a value network, and two critics with targets."""
         c, dims = self.config, (self.spec.observation_dim, self.spec.action_dim)
         self.actor = self.build_actor().to(self.device)
         self.acting_actor = deepcopy(self.actor).requires_grad_(False)
@@ -61,20 +68,25 @@ class IQL(BaseLearner):
 
     def value_loss(self, batch: Transitions, q: Tensor) -> Tensor:
         """E[L^expectile(q - V(s))], q = min Q'(s, a) [B]."""
-        return (batch.weights * expectile_loss(q - self.value(batch.observations), self.config.expectile)).mean()
+        return (batch.weights * expectile_loss(q - self.value(batch.observations), self.config.expectile)).mean(-1)
 
     def actor_loss(self, batch: Transitions, q: Tensor) -> Tensor:
         """-E[min(exp(inverse_temperature * A(s, a)), 100) log pi(a|s)], A = q - V(s)."""
         weights = self.advantage_weights(batch, q, self.config.inverse_temperature)
-        log_prob = self.actor(batch.observations, noise=self.noise).log_prob(batch.actions)
-        return -(batch.weights * weights * log_prob).mean()
+        log_prob = self.actor(batch.observations, rng=self.rng).log_prob(batch.actions)
+        return -(batch.weights * weights * log_prob).mean(-1)
 
     def critic_loss(self, batch: Transitions) -> Tensor:
         """E[(r + discount * V(s') - Q(s, a))^2], summed over the ensemble."""
         with torch.no_grad():
-            target_q = batch.rewards + self.config.discount * batch.continues * self.value(batch.next_observations)
-        q = self.critic(batch.observations, batch.actions)  # [E, B]
-        return (batch.weights * (q - target_q).square()).sum(0).mean()
+            target_q = batch.rewards + batch.discounts * self.value(batch.next_observations)
+        q = self.critic(batch.observations, batch.actions)  # [..., E, B]
+        return (batch.weights * (q - target_q).square()).sum(-2).mean(-1)
+
+    @torch.no_grad()
+    def target_q(self, batch: Transitions) -> Tensor:
+        """[B], min Q'(s, a)."""
+        return self.target_critic(batch.observations, batch.actions).amin(-2)
 
     @torch.no_grad()
     def advantage_weights(self, batch: Transitions, q: Tensor, inverse_temperature: Tensor | float) -> Tensor:
@@ -83,26 +95,25 @@ class IQL(BaseLearner):
         return (inverse_temperature * advantages).exp().clamp(max=MAX_WEIGHT)
 
     def update(self, batch: Transitions) -> Metrics:
-        """Value, actor with the new value, critics with the new value, targets: the order of the authors' code."""
-        with torch.no_grad():
-            q = self.target_critic(batch.observations, batch.actions).amin(0)
+        """Update value, actor and critics with the new value, then targets: the order of the authors' code."""
+        q = self.target_q(batch)
         value_loss = self.value_optimizer.step(self.value_loss(batch, q))
         metrics = self.update_actor(batch, q)
         critic_loss = self.critic_optimizer.step(self.critic_loss(batch))
         polyak_update(self.target_critic, self.critic, self.config.tau)
-        return {"value_loss": value_loss, "critic_loss": critic_loss, "q": q.mean()} | metrics
+        return {"value_loss": value_loss, "critic_loss": critic_loss, "q": q.mean(-1)} | metrics
 
     def update_actor(self, batch: Transitions, q: Tensor) -> Metrics:
-        """One step of the policy."""
+        """Take one policy step."""
         return {"actor_loss": self.step_actor(self.actor_loss(batch, q))}
 
     def step_actor(self, loss: Tensor) -> Tensor:
-        """One step of the actor, which the acting one follows; at first as the plain mean of all actors so far."""
+        """Take one actor step, then update `acting_actor`, which starts as the plain mean of all actors so far."""
         loss = self.actor_optimizer.step(loss)
         self.num_updates += 1
         polyak_update(self.acting_actor, self.actor, max(self.config.actor_tau, 1 / self.num_updates))
         return loss
 
     def policy(self, observations: Tensor) -> Gaussian:
-        """The acting actor's distribution of actions."""
+        """The action distribution of `acting_actor`."""
         return self.acting_actor(observations)

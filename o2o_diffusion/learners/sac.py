@@ -1,7 +1,7 @@
 """Soft actor-critic (Haarnoja et al., 2018), https://arxiv.org/abs/1812.05905, with an ensemble of critics.
 
 With many critics and random target subsets it is REDQ, https://arxiv.org/abs/2101.05982 (`configs/learner/redq.yaml`);
-with layer normalisation too, on half offline, half online rows, RLPD, https://arxiv.org/abs/2302.02948
+with layer normalization and half-offline, half-online batches as well, it is RLPD, https://arxiv.org/abs/2302.02948
 (`configs/learner/rlpd.yaml`).
 """
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from o2o_diffusion.learners.base import BaseLearner
@@ -21,35 +22,39 @@ from o2o_diffusion.types import Metrics, Transitions
 
 
 class SAC(BaseLearner):
-    """Maximises return plus `temperature` times entropy, which is driven to its target by the temperature.
+    """Maximizes return plus `temperature` times entropy; the temperature is tuned to reach a target entropy.
 
-    Offline rows, where there are any, are trained on like the others: there is no conservatism and no cloning, so
-    `batch.regularization` has nothing to multiply.
+    Offline rows, if any, are used like all others: there is no conservatism and no cloning, so `batch.regularization`
+    has no effect.
     """
 
     @dataclass(frozen=True)
     class Config(BaseLearner.Config):
         """Defaults are SAC's; REDQ's and RLPD's are in their YAML files."""
 
-        actor_learning_rate: Annotated[float | None, "rate for actor and temperature; null: learning_rate"] = None
-        critic_hidden: Annotated[tuple[int, ...] | None, "widths of the critics' hidden layers; null: as hidden"] = None
-        ensemble_size: Annotated[int, "number of critics"] = 2
-        subset_size: Annotated[int, "target critics in the minimum, drawn anew at each update"] = 2
-        subset_replacement: Annotated[bool, "draw the same target critic more than once (WSRL)"] = False
-        layer_norm: Annotated[bool, "layer normalisation in the critics' hidden layers"] = False
-        mean_q: Annotated[bool, "the actor ascends the mean of all critics, not their minimum"] = False
-        actor_interval: Annotated[int, "critic steps per step of actor and temperature"] = 1
-        backup_actions: Annotated[int, "next actions of which the best counts in the critics' target"] = 1
-        entropy_backup: Annotated[bool, "count the next action's entropy in the critics' target"] = True
-        target_entropy: Annotated[float, "entropy that the temperature aims at, per action dimension"] = -1.0
-        pretrain: Annotated[bool, "update on offline rows before going online"] = True
-        random_steps: Annotated[int, "first environment steps, uniformly random and without updates"] = 0
+        actor_learning_rate: Annotated[
+            float | None, "learning rate of actor and temperature; null: learning_rate", Gt(0)
+        ] = None
+        critic_hidden: Annotated[
+            tuple[int, ...] | None, "hidden layer widths of the critics; null: same as hidden", Ge(1)
+        ] = None
+        ensemble_size: Annotated[int, "number of critics", Ge(1)] = 2
+        subset_size: Annotated[int, "target critics in the minimum, resampled at each update", Ge(1)] = 2
+        subset_replacement: Annotated[bool, "sample target critics with replacement (WSRL)"] = False
+        layer_norm: Annotated[bool, "layer normalization in the critics' hidden layers"] = False
+        mean_q: Annotated[bool, "the actor maximizes the mean of all critics instead of their minimum"] = False
+        actor_interval: Annotated[int, "critic steps per actor and temperature step", Ge(1)] = 1
+        backup_actions: Annotated[int, "number of next actions in the max-Q backup", Ge(1)] = 1
+        entropy_backup: Annotated[bool, "include the next action's entropy in the critics' target"] = True
+        target_entropy: Annotated[float, "target entropy per action dimension"] = -1.0
+        pretrain: Annotated[bool, "update on offline rows before the online phase"] = True
+        random_steps: Annotated[int, "initial environment steps with uniform actions and no updates", Ge(0)] = 0
 
     config: Config
-    counters = (*BaseLearner.counters, "num_updates", "num_actions")
+    state_fields = (*BaseLearner.state_fields, "num_updates")
 
     def build(self) -> None:
-        """One actor, E critics with targets, one temperature."""
+        """Create an actor, E critics with targets, and a temperature."""
         c = self.config
         self.critic = self.build_critic().to(self.device)
         self.target_critic = deepcopy(self.critic).requires_grad_(False)
@@ -59,16 +64,16 @@ class SAC(BaseLearner):
         self.actor_optimizer = Optimizer(self.actor.parameters(), actor_rate)
         self.critic_optimizer = Optimizer(self.critic.parameters(), c.learning_rate)
         self.temperature_optimizer = Optimizer(self.temperature.parameters(), actor_rate)
-        self.num_updates = self.num_actions = 0
+        self.num_updates = 0
 
     def build_actor(self, **options: Any) -> TanhGaussianActor:
-        """The policy network; `options` are its own."""
+        """The policy network; `options` are passed to its constructor."""
         dims = self.spec.observation_dim, self.spec.action_dim
         options = {"output_gain": 0.01, **options}
         return TanhGaussianActor(*dims, self.config.hidden, **options)
 
     def build_critic(self, **options: Any) -> Critic:
-        """The ensemble of critics; `options` are its own."""
+        """The critic ensemble; `options` are passed to its constructor."""
         c, dims = self.config, (self.spec.observation_dim, self.spec.action_dim)
         hidden = c.critic_hidden or c.hidden
         return Critic(*dims, hidden, ensemble_size=c.ensemble_size, layer_norm=c.layer_norm, **options)
@@ -76,77 +81,78 @@ class SAC(BaseLearner):
     def critic_loss(self, batch: Transitions) -> Tensor:
         """E[(target - Q(s, a))^2], summed over the ensemble."""
         target_q = self.target_q(batch)
-        q = self.critic(batch.observations, batch.actions)  # [E, B]
-        return (batch.weights * (q - target_q).square()).sum(0).mean()
+        q = self.critic(batch.observations, batch.actions)  # [..., E, B]
+        return (batch.weights * (q - target_q).square()).sum(-2).mean(-1)
 
     @torch.no_grad()
     def target_q(self, batch: Transitions) -> Tensor:
-        """[B], r + discount * max_a' min_subset Q'(s', a'), a' ~ policy, with the entropy there if it counts."""
+        """[B], r + discount * max_a' min_subset Q'(s', a'), a' ~ policy, with an entropy bonus if `entropy_backup`."""
         c = self.config
         policy = self.policy(batch.next_observations).repeat(c.backup_actions)
-        next_actions, log_prob = policy.sample_with_log_prob(self.noise)  # [B, N, A], [B, N]
-        next_q = self.target_critic(batch.next_observations, next_actions, self.draw_members(c.subset_size)).amin(0)
+        next_actions, log_prob = policy.sample_with_log_prob(self.rng)  # [..., B, N, A], [..., B, N]
+        next_q = self.target_critic(batch.next_observations, next_actions, self.draw_members(c.subset_size)).amin(-3)
         if c.entropy_backup:
             next_q = next_q - self.temperature() * log_prob
-        return batch.rewards + c.discount * batch.continues * next_q.amax(1)
+        return batch.rewards + batch.discounts * next_q.amax(-1)
 
     def draw_members(self, size: int | None) -> Tensor | None:
-        """[size] critics of the ensemble, drawn alike on every process; None stands for all of them."""
-        c, generator = self.config, self.noise.generator
+        """[size] indices of random critics, the same on every process; None means all critics."""
+        c, options = self.config, {"generator": self.rng.generator, "device": self.rng.device}
         if size is None or (size >= c.ensemble_size and not c.subset_replacement):
             return None
         if c.subset_replacement:
-            return torch.randint(c.ensemble_size, (size,), generator=generator, device=self.noise.device)
-        return torch.randperm(c.ensemble_size, generator=generator, device=self.noise.device)[:size]
+            return torch.randint(c.ensemble_size, (size,), **options)
+        return torch.randperm(c.ensemble_size, **options)[:size]
 
     def actor_loss(self, batch: Transitions) -> tuple[Tensor, Tensor]:
-        """E[temperature * log pi(a|s) - Q(s, a)], a ~ policy; and the detached log pi(a|s) [B]."""
-        actions, log_prob = self.policy(batch.observations).sample_with_log_prob(self.noise)
+        """E[temperature * log pi(a|s) - Q(s, a)], a ~ policy, and the detached log pi(a|s) [B]."""
+        actions, log_prob = self.policy(batch.observations).sample_with_log_prob(self.rng)
         q = self.critic(batch.observations, actions)
-        q = q.mean(0) if self.config.mean_q else q.amin(0)
-        loss = (batch.weights * (self.temperature().detach() * log_prob - q)).mean()
+        q = q.mean(-2) if self.config.mean_q else q.amin(-2)
+        loss = (batch.weights * (self.temperature().detach() * log_prob - q)).mean(-1)
         return loss, log_prob.detach()
 
     def temperature_loss(self, batch: Transitions, log_prob: Tensor) -> Tensor:
         """E[temperature * (entropy - target entropy)]."""
         target_entropy = self.config.target_entropy * self.spec.action_dim
-        return (batch.weights * self.temperature() * (-log_prob - target_entropy)).mean()
+        return (batch.weights * self.temperature() * (-log_prob - target_entropy)).mean(-1)
 
     def update(self, batch: Transitions) -> Metrics:
-        """Critic, target; every `actor_interval` updates also actor and temperature."""
+        """Update critics and targets and, every `actor_interval` updates, actor and temperature."""
         self.num_updates += 1
         metrics = self.update_critic(batch)
         return metrics | (self.update_actor(batch) if self.num_updates % self.config.actor_interval == 0 else {})
 
     def update_critic(self, batch: Transitions) -> Metrics:
-        """One step of the critics, which their targets follow."""
+        """Take one critic step, then update the targets."""
         critic_loss = self.critic_optimizer.step(self.critic_loss(batch))
         polyak_update(self.target_critic, self.critic, self.config.tau)
         return {"critic_loss": critic_loss}
 
     def update_actor(self, batch: Transitions) -> Metrics:
-        """One step of the actor and of the temperature."""
+        """Take one step of the actor and one of the temperature."""
         actor_loss, log_prob = self.actor_loss(batch)
         return {
             "actor_loss": self.actor_optimizer.step(actor_loss),
             "temperature_loss": self.temperature_optimizer.step(self.temperature_loss(batch, log_prob)),
-            "entropy": -log_prob.mean(),
+            "entropy": -log_prob.mean(-1),
             "temperature": self.temperature().detach(),
         }
 
     def policy(self, observations: Tensor) -> TanhGaussian:
-        """The actor's distribution of actions."""
+        """The actor's action distribution."""
         return self.actor(observations)
 
-    @torch.no_grad()
-    def act(self, observations: Tensor, *, deterministic: bool = False) -> Tensor:
-        """As every learner; the first `random_steps` exploring actions are uniform."""
-        if deterministic or self.num_actions >= self.config.random_steps:
-            return super().act(observations, deterministic=deterministic)
-        self.num_actions += len(observations)
-        return 2 * self.acting_noise.uniform(len(observations), self.spec.action_dim) - 1
+    @property
+    def random_steps(self) -> int:
+        """`random_steps` of the settings."""
+        return self.config.random_steps
+
+    @property
+    def min_warmup_steps(self) -> int:
+        """`random_steps` of the settings, because random steps have no updates."""
+        return self.config.random_steps
 
     def phases(self, budget: Budget) -> tuple[Phase, ...]:
-        """As every learner; nothing is learned in the random steps, nor offline unless the settings ask for it."""
-        budget = replace(budget, warmup_steps=max(budget.warmup_steps, self.config.random_steps))
-        return tuple(p for p in super().phases(budget) if self.config.pretrain or p.name != "pretrain")
+        """The default phases, without pretraining if `pretrain` is false."""
+        return super().phases(budget if self.config.pretrain else replace(budget, pretrain_updates=0))

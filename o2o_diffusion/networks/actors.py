@@ -1,7 +1,7 @@
-"""Policies and the distributions they return.
+"""Policy networks and their action distributions.
 
-The distributions are small classes of our own: `torch.distributions` broadcasts and checks at every construction, and
-its squashed Gaussian loses precision where |action| approaches 1.
+The distributions are small custom classes: `torch.distributions` broadcasts and validates at every construction, and
+its squashed Gaussian loses precision as |action| approaches 1.
 """
 
 import math
@@ -10,14 +10,15 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from o2o_diffusion.distributed import Noise
+from o2o_diffusion.distributed import ShardedRng
 from o2o_diffusion.networks.mlp import MLP, RELU_GAIN
 from o2o_diffusion.networks.normalizer import Normalizer
 
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
-MAX_ACTION = 1 - 1e-5  # where atanh is still accurate in float32; densities of actions beyond it are those at it
+MAX_ACTION = 1 - 1e-5  # atanh is still accurate here in float32; larger actions get the density at this bound
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,12 @@ class Gaussian:
 
     @property
     def mode(self) -> Tensor:
-        """[B, A], the most probable actions."""
+        """[B, A], the most likely actions."""
         return self.mean
 
-    def sample(self, noise: Noise) -> Tensor:
-        """[B, A], differentiable in the parameters; not bounded."""
-        return self.mean + self.log_std.exp() * noise.normal(*self.mean.shape)
+    def sample(self, rng: ShardedRng) -> Tensor:
+        """[B, A], differentiable in the parameters; unbounded."""
+        return self.mean + self.log_std.exp() * rng.normal(*self.mean.shape)
 
     def log_prob(self, actions: Tensor) -> Tensor:
         """[B] log-density of `actions` [B, A]."""
@@ -44,16 +45,16 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class Deterministic(Gaussian):
-    """The actions `mean`, around which exploration draws; they have no density."""
+    """Deterministic actions `mean`; `log_std` is for exploration only, and there is no density."""
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """Refused with a TypeError."""
+        """Raise TypeError, because there is no density."""
         raise TypeError("a deterministic policy has no density")
 
 
 @dataclass(frozen=True)
 class TanhGaussian:
-    """tanh(u), u ~ `base`; densities are those of the squashed variable, in (-1, 1)."""
+    """tanh(u), u ~ `base`; densities are of the squashed variable, in (-1, 1)."""
 
     base: Gaussian
 
@@ -63,34 +64,34 @@ class TanhGaussian:
         return self.base.mean.tanh()
 
     def repeat(self, count: int) -> "TanhGaussian":
-        """`count` copies of every row's distribution, from which [B, count, A] is sampled."""
+        """`count` copies of each row's distribution, with samples [..., B, count, A]."""
         mean, log_std = self.base.mean, self.base.log_std
-        log_std = log_std if log_std.ndim == 1 else log_std[:, None]
-        return TanhGaussian(Gaussian(mean[:, None].expand(-1, count, -1), log_std))
+        log_std = log_std if log_std.ndim == 1 else rearrange(log_std, "... a -> ... 1 a")
+        return TanhGaussian(Gaussian(repeat(mean, "... a -> ... n a", n=count), log_std))
 
-    def sample(self, noise: Noise) -> Tensor:
+    def sample(self, rng: ShardedRng) -> Tensor:
         """[B, A] in [-1, 1], differentiable in the parameters."""
-        return self.base.sample(noise).tanh()
+        return self.base.sample(rng).tanh()
 
-    def sample_with_log_prob(self, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Samples [B, A] and their log-densities [B], exact even where tanh rounds to 1."""
-        u = self.base.sample(noise)
+    def sample_with_log_prob(self, rng: ShardedRng) -> tuple[Tensor, Tensor]:
+        """Samples [B, A] and their log-densities [B], exact even if tanh rounds to 1."""
+        u = self.base.sample(rng)
         return u.tanh(), self._log_prob(u)
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """[B] log-density of `actions` [B, A], clipped to +-(1 - 1e-5) where the density is not finite."""
+        """[B] log-density of `actions` [B, A], clipped to +-(1 - 1e-5) to keep the density finite."""
         return self._log_prob(actions.clamp(-MAX_ACTION, MAX_ACTION).atanh())
 
     def _log_prob(self, u: Tensor) -> Tensor:
-        # log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)) has no cancellation
+        # log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)) avoids cancellation
         return self.base.log_prob(u) - 2 * (math.log(2) - u - F.softplus(-2 * u)).sum(-1)
 
 
 class GaussianActor(nn.Module):
-    """IQL's policy N(tanh(mlp(s)), diag sigma^2): un-squashed, with a sigma that doesn't depend on the state.
+    """IQL's policy N(tanh(mlp(s)), diag sigma^2): unsquashed, with state-independent sigma.
 
-    The tanh bounds the mean only, so there is no Jacobian; samples must be clipped. `context_dim` numbers may be
-    given beside the observation; they are not normalised.
+    The tanh bounds only the mean, so there is no Jacobian; samples must be clipped. `context_dim` is the width of an
+    optional second input, which is not normalized.
     """
 
     def __init__(
@@ -109,20 +110,22 @@ class GaussianActor(nn.Module):
         self.log_std = nn.Parameter(torch.zeros(action_dim))
         self.log_std_range = log_std_range
 
-    def forward(self, observations: Tensor, context: Tensor | None = None, *, noise: Noise | None = None) -> Gaussian:
-        """[B, observation_dim] (and [B, context_dim]) -> distribution of actions; `noise` turns dropout on."""
+    def forward(
+        self, observations: Tensor, context: Tensor | None = None, *, rng: ShardedRng | None = None
+    ) -> Gaussian:
+        """[B, observation_dim] (and [B, context_dim]) -> action distribution; `rng` enables dropout."""
         x = self.normalizer(observations)
         if context is not None:
             x = torch.cat([x, context], dim=-1)
-        return Gaussian(self.mlp(x, noise).tanh(), self.log_std.clamp(*self.log_std_range))
+        return Gaussian(self.mlp(x, rng).tanh(), self.log_std.clamp(*self.log_std_range))
 
 
 class TanhGaussianActor(nn.Module):
     """SAC's policy tanh(N(mean(s), diag sigma(s)^2)); `state_dependent_std=False` makes sigma one vector (FamO2O).
 
-    `output_gain` scales the last layer's initial weights; small ones start with mean 0 and sigma 1 in every state.
-    With `affine_log_std` log sigma is m times the network's output plus b, m and b learned from 1 and -1 (CQL).
-    `context_dim` numbers may be given beside the observation; they are not normalised.
+    `output_gain` scales the last layer's initial weights; a small gain gives initial mean 0 and sigma 1 in every state.
+    With `affine_log_std`, log sigma is m times the network's output plus b, with learned m and b, initially 1 and -1
+    (CQL). `context_dim` is the width of an optional second input, which is not normalized.
     """
 
     def __init__(
@@ -148,7 +151,7 @@ class TanhGaussianActor(nn.Module):
         self.log_std_range = log_std_range
 
     def forward(self, observations: Tensor, context: Tensor | None = None) -> TanhGaussian:
-        """[B, observation_dim] (and [B, context_dim]) -> distribution of actions."""
+        """[B, observation_dim] (and [B, context_dim]) -> action distribution."""
         x = self.normalizer(observations)
         if context is not None:
             x = torch.cat([x, context], dim=-1)
@@ -160,7 +163,7 @@ class TanhGaussianActor(nn.Module):
 
 
 class DeterministicActor(nn.Module):
-    """TD3's policy tanh(mlp(s)); its last layer starts small, so that no action starts at a bound."""
+    """TD3's policy tanh(mlp(s)), with small last-layer weights so that no action starts at a bound."""
 
     def __init__(self, observation_dim: int, action_dim: int, hidden: Sequence[int]):
         super().__init__()
@@ -173,7 +176,7 @@ class DeterministicActor(nn.Module):
 
 
 class Temperature(nn.Module):
-    """A positive multiplier, learned through its logarithm, which is `log` at first."""
+    """A positive multiplier, parameterized by its logarithm, which is initially `log`."""
 
     def __init__(self, log: float = 0.0):
         super().__init__()
@@ -185,7 +188,7 @@ class Temperature(nn.Module):
 
 
 class Softplus(nn.Module):
-    """A positive multiplier, the softplus of a parameter; it is `value` at first."""
+    """A positive multiplier, the softplus of a parameter, initially `value`."""
 
     def __init__(self, value: float):
         super().__init__()

@@ -1,8 +1,9 @@
-"""State-action and state values."""
+"""State-action and state value networks."""
 
 from collections.abc import Sequence
 
 import torch
+from einops import repeat
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -29,23 +30,23 @@ class Critic(nn.Module):
         self.mlp = MLP(inputs, hidden, 1, ensemble_size=ensemble_size, layer_norm=layer_norm, output_gain=output_gain)
 
     def forward(self, observations: Tensor, actions: Tensor, members: Tensor | None = None) -> Tensor:
-        """[B, observation_dim], [B, action_dim] -> q [E, B]; N actions for each row, [B, N, action_dim] -> [E, B, N].
+        """[B, observation_dim], [B, action_dim] -> q [E, B]; with N actions per row, [B, N, action_dim] -> [E, B, N].
 
-        Only the `members` ([M] int64) of the ensemble are evaluated, where given.
+        If given, only `members` ([M] int64) of the ensemble are evaluated.
         """
         x = self.normalizer(observations)
-        if actions.ndim == 3:
-            x = x[:, None].expand(-1, actions.shape[1], -1)
+        if actions.ndim > observations.ndim:
+            x = repeat(x, "b d -> b n d", n=actions.shape[1])
         x = torch.cat([x, actions], dim=-1).flatten(0, -2)
         if members is None:
             q = self.mlp(x)
-        else:  # every parameter has the ensemble first
+        else:  # the first axis of every parameter is the ensemble
             q = functional_call(self.mlp, {name: w[members] for name, w in self.mlp.named_parameters()}, x)
         return q.squeeze(-1).unflatten(1, actions.shape[:-1])
 
 
 class Value(nn.Module):
-    """A state value."""
+    """A state value network."""
 
     def __init__(self, observation_dim: int, hidden: Sequence[int]):
         super().__init__()

@@ -1,6 +1,6 @@
-"""Intrinsic curiosity: how far a transition is from what is predicted (Pathak et al., 2017), arXiv 1705.05363.
+"""Intrinsic curiosity: the prediction error of a transition (Pathak et al., 2017), arXiv 1705.05363.
 
-With the sizes that PGR gives it (Wang et al., 2025), https://arxiv.org/abs/2410.18082.
+Layer sizes are PGR's (Wang et al., 2025), https://arxiv.org/abs/2410.18082.
 """
 
 import torch
@@ -10,7 +10,7 @@ from o2o_diffusion.networks.normalizer import Normalizer
 
 
 class ForwardBlock(nn.Module):
-    """h + Linear(SiLU(Linear([h, a]))): one residual step from the features of a state towards those of the next."""
+    """h + Linear(SiLU(Linear([h, a]))): one residual step from the features of s toward those of s'."""
 
     def __init__(self, width: int, action_dim: int):
         super().__init__()
@@ -22,11 +22,11 @@ class ForwardBlock(nn.Module):
 
 
 class Curiosity(nn.Module):
-    """Features h of observations, learned by telling the action from h(s) and h(s'), and a model f of their change.
+    """Observation features h, learned by predicting the action from h(s) and h(s'), and a forward model f of h(s').
 
-    A transition's score is the error of f. Three layers of 256 and SiLU are PGR's; `depth` residual blocks that start
-    from h(s) itself, with weights of their own, and an inverse model of one hidden layer without batch normalisation
-    (whose statistics would depend on the number of processes) are ours.
+    The score of a transition is the error of f. The three layers of 256 units with SiLU are PGR's. The `depth` residual
+    blocks (separate weights, starting from h(s) itself) and the inverse model (one hidden layer, no batch
+    normalization, because its statistics would depend on the number of processes) are not from the paper.
     """
 
     def __init__(self, observation_dim: int, action_dim: int, *, width: int = 256, depth: int = 2):
@@ -39,11 +39,11 @@ class Curiosity(nn.Module):
         self.forward_model = nn.ModuleList(ForwardBlock(width, action_dim) for _ in range(depth))
 
     def forward(self, observations: Tensor, actions: Tensor, next_observations: Tensor) -> Tensor:
-        """[B] scores |h(s') - f(h(s), a)|^2 / width of raw [B, observation_dim], [B, action_dim] and the next."""
+        """[B] scores |h(s') - f(h(s), a)|^2 / width from raw observations, actions and next observations [B, dim]."""
         return self.forward_error(self.encode(observations), actions, self.encode(next_observations))
 
     def loss(self, observations: Tensor, actions: Tensor, next_observations: Tensor) -> Tensor:
-        """Mean score + mean squared error of the actions told from h(s) and h(s'); both weigh the same."""
+        """Mean score plus the mean squared error of the actions predicted from h(s) and h(s'), equally weighted."""
         h, next_h = self.encode(observations), self.encode(next_observations)
         inverse_error = (self.inverse_model(torch.cat([h, next_h], dim=-1)) - actions).square()
         return self.forward_error(h, actions, next_h).mean() + inverse_error.mean()
@@ -53,7 +53,7 @@ class Curiosity(nn.Module):
         return self.encoder(self.normalizer(observations))
 
     def forward_error(self, h: Tensor, actions: Tensor, next_h: Tensor) -> Tensor:
-        """[B], h(s') being a constant: features that shrink to be predicted tell nothing."""
+        """[B], with h(s') detached: otherwise shrinking the features would reduce the error."""
         for block in self.forward_model:
             h = block(h, actions)
         return (next_h.detach() - h).square().mean(-1)

@@ -1,4 +1,4 @@
-"""A learned energy of noised rows, as contrastive energy prediction wants it (Lu et al., 2023).
+"""A learned energy of noised rows for contrastive energy prediction (Lu et al., 2023).
 
 https://arxiv.org/abs/2304.12824
 """
@@ -13,10 +13,10 @@ from o2o_diffusion.networks.residual_mlp import FourierFeatures
 
 
 class EnergyMLP(nn.Module):
-    """A scalar for each row, of its columns `support` ([D], bool) and its noise level; low where rows are wanted.
+    """A scalar energy of a row's `support` columns ([D], bool) and noise level; low for desired rows.
 
-    Smooth (SiLU), because it is its gradient that guides; flat at first, so that only a trained energy guides. Sizes
-    and activation are defaults of ours.
+    Smooth (SiLU) because guidance uses its gradient; flat at first, so that an untrained energy does not guide. Sizes
+    and activation are not the paper's.
     """
 
     support: Tensor
@@ -32,7 +32,7 @@ class EnergyMLP(nn.Module):
         self.flatten()
 
     def flatten(self) -> None:
-        """Become the energy 0 of all rows; the hidden layers keep what they learned."""
+        """Reset the energy to 0 for all rows; the hidden layers keep their weights."""
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 

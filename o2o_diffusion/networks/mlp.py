@@ -1,4 +1,4 @@
-"""Multi-layer perceptrons, single or as an ensemble evaluated in one batched product per layer."""
+"""Multilayer perceptrons, single or as an ensemble with one batched product per layer."""
 
 import math
 from collections.abc import Sequence
@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from o2o_diffusion.distributed import Noise
+from o2o_diffusion.distributed import ShardedRng
 
 RELU_GAIN = math.sqrt(2)
 
 
 class EnsembleLinear(nn.Module):
-    """E affine maps side by side: weight [E, in, out], bias [E, 1, out]."""
+    """E parallel affine maps: weight [E, in, out], bias [E, 1, out]."""
 
     def __init__(self, ensemble_size: int, in_features: int, out_features: int):
         super().__init__()
@@ -26,7 +26,7 @@ class EnsembleLinear(nn.Module):
 
 
 class EnsembleLayerNorm(nn.Module):
-    """Layer normalisation with a scale and a shift for each of E members."""
+    """Layer normalization with separate scale and shift for each of E members."""
 
     def __init__(self, ensemble_size: int, dim: int):
         super().__init__()
@@ -41,8 +41,8 @@ class EnsembleLayerNorm(nn.Module):
 class MLP(nn.Module):
     """ReLU network with orthogonal weights (gain sqrt 2 on every layer, as in IQL's code) and zero biases.
 
-    [B, input_dim] -> [B, output_dim], or [E, B, output_dim] when `ensemble_size` is given. Layer normalisation stands
-    after hidden layers only, never on the input: normalising raw actions is unstable.
+    [B, input_dim] -> [B, output_dim], or [E, B, output_dim] if `ensemble_size` is given. Layer normalization follows
+    hidden layers only, never the input: normalizing raw actions is unstable.
     """
 
     def __init__(
@@ -66,30 +66,30 @@ class MLP(nn.Module):
         self.norms = nn.ModuleList(norm(width, ensemble_size) if layer_norm else nn.Identity() for width in hidden)
         self.dropout = dropout
 
-    def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
-        """Drops hidden units only when `noise` is given, so that acting and evaluation never do."""
+    def forward(self, x: Tensor, rng: ShardedRng | None = None) -> Tensor:
+        """Apply dropout only if `rng` is given, so never in acting or evaluation."""
         *hidden, output = self.layers
         for layer, norm in zip(hidden, self.norms, strict=True):
             x = F.relu(norm(layer(x)))
-            if self.dropout and noise is not None:
-                kept = noise.uniform(len(x), *x.shape[1:]) >= self.dropout
+            if self.dropout and rng is not None:
+                kept = rng.uniform(len(x), *x.shape[1:]) >= self.dropout
                 x = x * kept / (1 - self.dropout)
-        with torch.autocast(x.device.type, enabled=False):  # bf16 would round values of 200 to whole numbers
+        with torch.autocast(x.device.type, enabled=False):  # bf16 would round values near 200 to integers
             return output(x.float())
 
 
 def linear(fan_in: int, fan_out: int, ensemble_size: int | None) -> nn.Module:
-    """One affine map, or an ensemble of them."""
+    """One affine map or an ensemble of them."""
     return nn.Linear(fan_in, fan_out) if ensemble_size is None else EnsembleLinear(ensemble_size, fan_in, fan_out)
 
 
 def norm(width: int, ensemble_size: int | None) -> nn.Module:
-    """Layer normalisation of one network, or of an ensemble."""
+    """Layer normalization for one network or an ensemble."""
     return nn.LayerNorm(width) if ensemble_size is None else EnsembleLayerNorm(ensemble_size, width)
 
 
 def orthogonal(layer: nn.Module, gain: float) -> nn.Module:
-    """`layer` with orthogonal weights (each member of an ensemble its own) and zero biases."""
+    """Initialize `layer` with orthogonal weights (separately for each ensemble member) and zero biases."""
     weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
     for matrix in weight.data if weight.ndim == 3 else [weight.data]:
         nn.init.orthogonal_(matrix, gain)

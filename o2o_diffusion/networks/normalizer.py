@@ -1,14 +1,14 @@
-"""Observations of zero mean and unit spread, as the first layer of a network."""
+"""Observation standardization as the first layer of a network."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Normalizer(nn.Module):
-    """Standardises the last axis by fixed statistics, so that agents always take raw observations.
+    """Standardizes the last axis with fixed statistics, so that agents always take raw observations.
 
-    The identity until `fit`. The statistics are buffers: saved with the network, trained by no optimiser and untouched
-    by target averaging, so that a target network has to be fitted with its original.
+    The identity until `fit`. The statistics are buffers: saved with the network, but neither optimized nor changed by
+    target averaging, so a target network must be fitted together with its original.
     """
 
     mean: Tensor
@@ -20,7 +20,7 @@ class Normalizer(nn.Module):
         self.register_buffer("std", torch.ones(dim))
 
     def fit(self, rows: Tensor, *, min_std: float = 1e-3) -> None:
-        """Take the statistics of `rows` [N, dim]; the floor keeps constant columns finite."""
+        """Set the statistics to those of `rows` [N, dim]; `min_std` keeps constant columns finite."""
         self.mean.copy_(rows.mean(0))
         self.std.copy_(rows.std(0, correction=0).clamp(min=min_std))
 

@@ -1,4 +1,4 @@
-"""The denoiser of SynthER (Lu et al., 2023), https://arxiv.org/abs/2303.06614, with an embedding of its condition."""
+"""The denoising network of SynthER (Lu et al., 2023), https://arxiv.org/abs/2303.06614, with a condition embedding."""
 
 import math
 
@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 
 class FourierFeatures(nn.Module):
-    """A noise level as [x, sin 2 pi w x, cos 2 pi w x] with fixed frequencies w ~ N(0, 1).
+    """Encodes a noise level x as [x, sin 2 pi w x, cos 2 pi w x] with fixed frequencies w ~ N(0, 1).
 
-    The frequencies are a buffer: they are saved, and are not trained.
+    The frequencies are a buffer: saved but not trained.
     """
 
     frequencies: Tensor
@@ -26,10 +26,10 @@ class FourierFeatures(nn.Module):
 
 
 class LabelEmbedding(nn.Module):
-    """`num_labels` classes and, as class `num_labels`, the null label; `dim` wide.
+    """Embedding of `num_labels` classes and the null label, class `num_labels`, with width `dim`.
 
-    Table and projection follow SynthER's noise embedding; the table's width, 128, is a default of ours, because the
-    paper of CFDG (arXiv 2508.06806) does not state it.
+    Table and projection follow SynthER's noise embedding; the table width of 128 is not in the CFDG paper
+    (arXiv 2508.06806).
     """
 
     def __init__(self, num_labels: int, dim: int):
@@ -43,7 +43,7 @@ class LabelEmbedding(nn.Module):
 
 
 class ScoreEmbedding(nn.Module):
-    """A real number, or NaN for none, which is embedded as zeros (PGR, https://arxiv.org/abs/2410.18082)."""
+    """Embedding of a real score, zeros for NaN (no score), as in PGR (https://arxiv.org/abs/2410.18082)."""
 
     null = float("nan")
 
@@ -58,9 +58,9 @@ class ScoreEmbedding(nn.Module):
 
 
 class ResidualMLP(nn.Module):
-    """`depth` residual blocks h + Linear(ReLU(h)) between two linear maps; noise level and condition enter by addition.
+    """`depth` residual blocks h + Linear(ReLU(h)) between linear maps; noise level and condition embeddings are added.
 
-    `condition` embeds what the rows are conditioned on, [B] -> [B, embedding_dim]; None for nothing.
+    `condition` embeds the condition, [B] -> [B, embedding_dim]; None for an unconditional network.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
-"""How good generated transitions are, against real rows of the same label that the generator never saw.
+"""Quality measures of generated transitions, against held-out real rows of the same label.
 
-Every number is to be read beside two others: the same function of real rows against other real rows (the floor), and
-of real rows of the other label (the ceiling). `report.compare` and `report.evaluate` compute all of them.
+Read every number next to two others: the floor (the same measure of real rows against other real rows) and the ceiling
+(the same measure of real rows of the other label). `comparison.compare` and `comparison.evaluate` compute all three.
 """

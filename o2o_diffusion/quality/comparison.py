@@ -1,6 +1,6 @@
-"""The quality of a generator in one nested dictionary: every number beside its floor and, with two labels, its ceiling.
+"""Generator quality as a nested dictionary: each number with its floor and, given two labels, its ceiling.
 
-report = evaluate({"offline": rows}, {"offline": Real(held_out, training)})
+report = evaluate({"offline": rows}, {"offline": RealData(held_out, training)})
 report["labels"]["offline"]["auc"]  # {"generated": 0.71, "floor": 0.53}
 """
 
@@ -11,25 +11,25 @@ from typing import Any
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.protocols import Agent
 from o2o_diffusion.quality.dynamics import Simulator
-from o2o_diffusion.quality.measures import OF_HELD_OUT, OF_TRAINING, Against, Measure
-from o2o_diffusion.quality.real import Real, draw
+from o2o_diffusion.quality.measures import HELD_OUT_METRICS, TRAINING_METRICS, Measure, Reference
+from o2o_diffusion.quality.real import RealData, draw
 from o2o_diffusion.types import Transitions, TransitionSpec
 
 LABELS = ("offline", "online")
 MIN_ROWS = 100
-"""Fewer rows of a kind tell nothing (a default of ours)."""
+"""Minimum number of rows of each kind."""
 
 
 def evaluate(
     generated: Mapping[str, Transitions],
-    real: Mapping[str, Real],
+    real: Mapping[str, RealData],
     *,
     rows: int = 10_000,
     simulator: Simulator | None = None,
     agent: Agent | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """`compare` for each label ("offline", "online") of `generated`, each held against the other where `real` has it.
+    """Run `compare` for each label ("offline", "online") of `generated`; the ceiling is the other label, if in `real`.
 
     Returns {"labels": {label: numbers}, "seconds": {measure: seconds}}.
     """
@@ -44,29 +44,29 @@ def evaluate(
 
 def compare(
     generated: Transitions,
-    real: Real,
-    other: Real | None = None,
+    real: RealData,
+    other: RealData | None = None,
     *,
     is_online: bool = True,
     rows: int = 10_000,
     simulator: Simulator | None = None,
     agent: Agent | None = None,
     seed: int = 0,
-    measures: Sequence[Measure] = (*OF_HELD_OUT, *OF_TRAINING),
+    measures: Sequence[Measure] = (*HELD_OUT_METRICS, *TRAINING_METRICS),
     seconds: dict[str, float] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Numbers of generated rows of one label, by name: {"generated": .., "floor": .., "ceiling": ..}.
+    """Measure generated rows of one label; returns {name: {"generated": .., "floor": .., "ceiling": ..}}.
 
-    At most `rows` of each kind are drawn, equally many generated and real ones. The floor is the same function of other
-    real rows of the label, the ceiling that of real rows of the `other` label. Rows that are not finite are counted
-    and left out. With `simulator` and `agent`, dynamics and policy are compared too; `seconds` collects the time of
-    each measure. Raises InputError for fewer than 100 rows.
+    Draws at most `rows` rows of each kind, equally many generated and real ones. The floor applies the measure to other
+    real rows of the label, the ceiling to real rows of the `other` label. Non-finite rows are counted and left out.
+    Dynamics are checked in `simulator` (None: against a learned model), actions against the policy of `agent` (None:
+    skipped); `seconds` accumulates the time of each measure. Raises InputError if fewer than 100 rows are available.
     """
     spec = TransitionSpec(generated.observations.shape[1], generated.actions.shape[1])
     finite = spec.flatten(generated).isfinite().all(1)
     size = _size({"generated": int(finite.sum()), "held-out": len(real.held_out), "training": len(real.training)}, rows)
     held_out, others = draw(real.held_out, size, seed), draw(other.held_out, size, seed) if other else None
-    against = Against(held_out, real.training, others, is_online, spec, simulator, agent, seed)
+    reference = Reference(held_out, real.training, others, is_online, spec, simulator, agent, seed)
     candidates = {"generated": draw(generated[finite], size, seed), "floor": draw(real.training, size, seed + 1)}
     if other is not None:
         candidates["ceiling"] = draw(other.training, size, seed + 1)
@@ -75,8 +75,8 @@ def compare(
     for measure in measures:
         start = time.perf_counter()
         for kind, candidate in candidates.items():
-            fitting = held_out if kind == "floor" and measure in OF_TRAINING else candidate
-            for name, value in measure(fitting, against).items():
+            fitting = held_out if kind == "floor" and measure in TRAINING_METRICS else candidate
+            for name, value in measure(fitting, reference).items():
                 numbers.setdefault(name, {})[kind] = value
         if seconds is not None:
             seconds[measure.__name__] = seconds.get(measure.__name__, 0.0) + time.perf_counter() - start
@@ -84,7 +84,7 @@ def compare(
 
 
 def _size(available: Mapping[str, int], wanted: int) -> int:
-    """Rows of each kind to compare."""
+    """Number of rows of each kind to compare; raises InputError if there are too few."""
     kind = min(available, key=lambda name: available[name])
     size = min(wanted, available[kind])
     if size < MIN_ROWS:

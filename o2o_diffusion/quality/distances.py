@@ -1,6 +1,6 @@
-"""Distances between two sets of rows: by column, by pairs of columns, along random directions, by kernel, by moments.
+"""Distances between two sets of rows: per column, column correlations, sliced Wasserstein, MMD and Frechet.
 
-All take generated and real rows, [N, D] and [M, D], and measure in units of the real rows' standard deviations.
+All take generated rows [N, D] and real rows [M, D], and measure in units of the real rows' standard deviations.
 """
 
 import numpy as np
@@ -8,21 +8,20 @@ import torch
 from torch import Tensor
 
 MMD_ROWS = 2_000
-"""Rows of each set that the kernel distance uses: its cost is quadratic (a default of ours)."""
+"""Rows of each set in the kernel distance, which has quadratic cost."""
 
 
 def standardize(rows: Tensor, real: Tensor) -> Tensor:
-    """`rows` [N, D] in units of the `real` rows' standard deviation around their mean.
+    """Standardize `rows` [N, D] by the mean and standard deviation of the `real` rows.
 
-    A column that hardly varies (standard deviation below 1e-3) stays in its own unit, so that noise in what is
-    constant counts for no more than it is.
+    Nearly constant columns (standard deviation below 1e-3) are only centered, so that their noise is not amplified.
     """
     mean, std = real.mean(0), real.std(0)
     return (rows - mean) / torch.where(std < 1e-3, 1.0, std)
 
 
 def marginal_similarity(generated: Tensor, real: Tensor) -> Tensor:
-    """[D], 1 - Kolmogorov-Smirnov statistic of each column: 1 where the distributions are equal, 0 where disjoint."""
+    """[D] 1 - Kolmogorov-Smirnov statistic of each column: 1 for equal distributions, 0 for disjoint ones."""
     from scipy.stats import ks_2samp
 
     columns = zip(generated.double().numpy().T, real.double().numpy().T, strict=True)
@@ -31,7 +30,7 @@ def marginal_similarity(generated: Tensor, real: Tensor) -> Tensor:
 
 
 def correlation_similarity(generated: Tensor, real: Tensor) -> float:
-    """1 - mean absolute difference of the correlations between columns, in [-1, 1]; a constant column has none (0)."""
+    """1 - mean absolute difference of column correlations, in [-1, 1]; constant columns have correlation 0."""
     first, second = (torch.corrcoef(rows.double().T).nan_to_num() for rows in (generated, real))
     pairs = torch.triu_indices(len(first), len(first), offset=1)
     return 1 - float((first - second)[pairs[0], pairs[1]].abs().mean())
@@ -40,16 +39,16 @@ def correlation_similarity(generated: Tensor, real: Tensor) -> float:
 def sliced_wasserstein(
     first: Tensor, second: Tensor, *, order: int = 2, num_projections: int = 256, seed: int = 0
 ) -> float:
-    """Sliced Wasserstein distance of `order` 1 or 2: the mean, or root mean square, over random directions.
+    """Sliced Wasserstein distance of `order` 1 (mean) or 2 (root mean square) over random directions.
 
-    In `second`'s standard deviations; a shift of the mean by m has rms |m| / sqrt(D).
+    In standard deviations of `second`; a shift of the mean by m has a root mean square of |m| / sqrt(D).
     """
     gaps = _projected_gaps(first, second, num_projections, seed)
     return float(gaps.abs().pow(order).mean().pow(1 / order))
 
 
 def _projected_gaps(first: Tensor, second: Tensor, num_projections: int, seed: int) -> Tensor:
-    """[num_projections, N] differences of the quantiles along random directions; the larger set is subsampled."""
+    """[num_projections, N] quantile differences along random directions; the larger set is subsampled."""
     size = min(len(first), len(second))
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(first.shape[1], num_projections, generator=generator)
@@ -62,10 +61,10 @@ def _projected_gaps(first: Tensor, second: Tensor, num_projections: int, seed: i
 
 
 def mmd(generated: Tensor, real: Tensor, *, rows: int = MMD_ROWS, seed: int = 0) -> float:
-    """Unbiased squared maximum mean discrepancy of `rows` rows of each set (may be below 0 by chance).
+    """Unbiased squared maximum mean discrepancy of `rows` rows of each set; can be slightly negative by chance.
 
-    Kernel exp(-d^2 / (2 m^2)), m the median distance between real rows.
-    Gretton et al. (2012), https://jmlr.org/papers/v13/gretton12a.html, equation 3.
+    Kernel exp(-d^2 / (2 m^2)), m the median distance between real rows. Gretton et al. (2012),
+    https://jmlr.org/papers/v13/gretton12a.html, equation 3.
     """
     generator = torch.Generator().manual_seed(seed)
     first, second = (
@@ -80,9 +79,9 @@ def mmd(generated: Tensor, real: Tensor, *, rows: int = MMD_ROWS, seed: int = 0)
 
 
 def frechet(generated: Tensor, real: Tensor) -> float:
-    """Frechet distance of the two sets' means and covariances, the Wasserstein-2 distance of two such Gaussians.
+    """Frechet distance: the Wasserstein-2 distance between Gaussians with the means and covariances of the two sets.
 
-    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2), and its root.
+    sqrt(|m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2)).
     """
     first, second = (standardize(rows, real).double() for rows in (generated, real))
     shift = (first.mean(0) - second.mean(0)).square().sum()

@@ -1,6 +1,6 @@
-"""Whether generated transitions obey the task's dynamics, which are known (`Simulator`) or learned (`ensemble.py`).
+"""Dynamics error of generated transitions, against a simulator (`Simulator`) or a learned model (`ensemble.py`).
 
-Both take transitions and return the same observations and actions with what really follows.
+Both map transitions to transitions with the same observations and actions and with the true or predicted outcome.
 """
 
 from typing import Any
@@ -15,18 +15,18 @@ from o2o_diffusion.environments.environment import AgentEnvironment, make_enviro
 from o2o_diffusion.types import EnvironmentSpec, Transitions
 
 AGENTS = ("point_env", "ant_env")
-"""Where the mazes of gymnasium_robotics keep the environment whose state can be set."""
+"""Attributes of gymnasium_robotics mazes that hold the environment with a settable state."""
 
 TOLERANCE = 1e-3
-"""Of the squared error of real rows over their mean squared change: above it, the observation is not the state."""
+"""Error on real rows, relative to their mean squared change, above which observations are not full states."""
 
 
 class Simulator:
-    """A MuJoCo environment set to an observation and stepped from there.
+    """MuJoCo environment that is set to an observation and stepped from there.
 
-    For observations that hold all positions, up to two coordinates of the root, and all velocities: Hopper,
-    HalfCheetah, Walker2d, Swimmer, InvertedPendulum, PointMaze and AntMaze (which also has the goal), and the like.
-    Raises ValueError for others.
+    Observations must hold all positions, except for up to two coordinates of the root, and all velocities: Hopper,
+    HalfCheetah, Walker2d, Swimmer, InvertedPendulum, PointMaze, AntMaze (which adds the goal) and similar environments.
+    Raises ValueError otherwise.
     """
 
     name = "simulator"
@@ -50,12 +50,12 @@ class Simulator:
         self.environment.reset(seed=0)
 
     @classmethod
-    def find(cls, spec: EnvironmentSpec | None, keys: tuple[str, ...], real: Transitions) -> "Simulator | None":
-        """The simulator of a dataset's environment, if it reproduces up to 200 of the `real` rows; None otherwise."""
+    def find(cls, spec: EnvironmentSpec | None, real: Transitions) -> "Simulator | None":
+        """Simulator of a dataset's environment if it reproduces the `real` rows (up to 200 are checked), else None."""
         if spec is None:
             return None
         try:
-            simulator = cls(make_environment(spec, keys))
+            simulator = cls(make_environment(spec))
         except ValueError:
             return None
         simulator.find_limit(real)
@@ -64,9 +64,9 @@ class Simulator:
         return simulator if exact else None
 
     def __call__(self, batch: Transitions) -> Transitions:
-        """What really follows on the observations and actions of `batch`: next observations, rewards, terminations."""
+        """Replace the next observations, rewards and terminations of `batch` with simulated ones."""
         pairs = zip(batch.observations.double().numpy(), batch.actions.numpy(), strict=True)
-        with quiet():  # generated states can be such that MuJoCo complains, into a file
+        with quiet():  # MuJoCo logs warnings about invalid generated states to a file
             steps = [self._step(observation, action) for observation, action in pairs]
         following, rewards, terminations = (np.array(column, dtype=np.float32) for column in zip(*steps, strict=True))
         return batch.where(
@@ -76,9 +76,9 @@ class Simulator:
         )
 
     def find_limit(self, real: Transitions) -> None:
-        """Find the largest velocity from which the state can be told: Hopper and Walker2d show none beyond [-10, 10].
+        """Set `limit` below the threshold at which observations clip velocities: 10 in Hopper and Walker2d.
 
-        The `real` rows with the very largest one tell, by not all being reproduced.
+        Clipping is detected if the simulator fails to reproduce the `real` rows with the largest velocity.
         """
         fastest = self._speed(real)
         rows = real[fastest == fastest.max()][:50]
@@ -86,7 +86,7 @@ class Simulator:
             self.limit = 0.99 * float(fastest.max())
 
     def known(self, batch: Transitions) -> Tensor:
-        """[B] whether the state can be told."""
+        """[B] whether the observation determines the state: no velocity reaches `limit`."""
         return self._speed(batch) < self.limit
 
     def _speed(self, batch: Transitions) -> Tensor:
@@ -104,10 +104,10 @@ class Simulator:
 def dynamics_error(
     env: gym.Env, generated: Transitions, real: Transitions, *, limit: float | None = None
 ) -> dict[str, float]:
-    """Error of generated next observations in the simulator, over the mean squared one-step change of `real` rows.
+    """Error of generated next observations in the simulator, normalized by the one-step changes of `real` rows.
 
-    Rows with a velocity of at least `limit` are left out, by default that of `Simulator.find_limit`. Returns mean,
-    median and the share of rows compared.
+    Squared errors are divided by the mean squared change. Excludes rows with a velocity of at least `limit` (None: set
+    by `Simulator.find_limit`). Returns the mean, the median and the share of rows compared.
     """
     simulator = Simulator(env)
     if limit is None:
@@ -120,11 +120,11 @@ def dynamics_error(
 
 
 def compare_next(batch: Transitions, truth: Transitions, real: Transitions) -> dict[str, Any]:
-    """Squared error of next observations: its mean and median over the mean squared one-step change of `real` rows.
+    """Squared error of next observations, normalized by `real` rows.
 
-    `in_variances` is the mean over dimensions of the error over that dimension's variance. `per_dimension` is
-    [observation_dim], each over its own mean square change, or over its variance where it never changes within an
-    episode (a goal).
+    `mean` and `median` are divided by the mean squared one-step change. `in_variances` is divided by the variance of
+    each dimension and averaged over dimensions. `per_dimension` [observation_dim] is divided by each dimension's own
+    mean squared change, or by its variance if it never changes within an episode (a goal).
     """
     squared = (batch.next_observations - truth.next_observations).double().square()
     change = (real.next_observations - real.observations).double().square()
@@ -140,7 +140,7 @@ def compare_next(batch: Transitions, truth: Transitions, real: Transitions) -> d
 
 
 def _fields(environment: AgentEnvironment) -> dict[str, slice]:
-    """Where each field of the flattened observation lies; one without a name where it is a plain vector."""
+    """Column slice of each field of the flattened observation; plain vectors have one field, ""."""
     columns, start = {}, 0
     spaces: Any = environment.env.observation_space
     for key in environment.keys or ("",):

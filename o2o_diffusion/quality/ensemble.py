@@ -1,7 +1,7 @@
-"""Dynamics learned from real rows, where no simulator can be set to an observation (Adroit, Pendulum, tables).
+"""Learned dynamics, for tasks without a simulator that can be set to an observation (Adroit, Pendulum, tables).
 
-Small networks predict the change of the observation. They are fitted on different parts of the real rows, so that the
-error on generated rows can be put beside the error on real rows that the same network has not seen.
+Small networks predict the change in the observation. They are fitted to different parts of the real rows, so that the
+error on generated rows can be compared with the error of the same network on unseen real rows.
 """
 
 import warnings
@@ -18,10 +18,10 @@ BATCH_SIZE, MAX_STEPS = 256, 2_000
 
 
 class DynamicsEnsemble:
-    """`size` networks, each fitted on all but one part of the real rows (in their order: neighbours stay together).
+    """`size` networks, each fitted to all but one contiguous fold of the real rows.
 
-    `real_error` is that of the parts left out, each dimension over its own change, averaged: near 1, the rows are too
-    few to learn from. Two layers of 128 units (sizes are defaults of ours).
+    `real_error` is the mean error on the held-out folds, each dimension relative to its own change; a value near 1
+    means too few rows to learn from. Each network has two layers of 128 units.
     """
 
     name = "ensemble"
@@ -40,7 +40,7 @@ class DynamicsEnsemble:
         self.real_error = float(np.mean(errors))
 
     def __call__(self, batch: Transitions) -> list[Transitions]:
-        """What follows on `batch` according to each member."""
+        """Predict the next observations of `batch` with each member."""
         return [self._predict(member, batch) for member in self.members]
 
     def _fit(self, rows: Transitions, seed: int) -> Any:
@@ -50,7 +50,7 @@ class DynamicsEnsemble:
         epochs = max(1, BATCH_SIZE * MAX_STEPS // len(rows))
         options: Any = {"hidden_layer_sizes": (128, 128), "batch_size": min(BATCH_SIZE, len(rows)), "max_iter": epochs}
         member = MLPRegressor(**options, early_stopping=True, random_state=seed)
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # the number of epochs is a budget
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # reaching the epoch limit is expected
             return member.fit(self._normalized(rows), changes.numpy())
 
     def _predict(self, member: Any, rows: Transitions) -> Transitions:
@@ -63,5 +63,5 @@ class DynamicsEnsemble:
 
 
 def _inputs(rows: Transitions) -> Tensor:
-    """[B, observation_dim + action_dim]."""
+    """[B, observation_dim + action_dim] inputs of the networks."""
     return torch.cat([rows.observations, rows.actions], dim=1)

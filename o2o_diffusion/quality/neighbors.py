@@ -1,4 +1,4 @@
-"""What nearest neighbours tell: whether rows are copies of training rows, plausible, and as varied as the real ones.
+"""Nearest-neighbor measures: novelty (rows are not copies), density (plausibility) and coverage (variety).
 
 Density and coverage: Naeem et al. (2020), https://arxiv.org/abs/2002.09797, equations 6 and 7. All rows are [., D].
 """
@@ -9,11 +9,11 @@ from torch import Tensor
 from o2o_diffusion.quality.distances import standardize
 
 NOVELTY_ROWS = 2_000
-"""Rows whose nearest neighbour among all training rows is looked for (a default of ours)."""
+"""Maximum number of rows in the nearest-neighbor search of `novelty`."""
 
 
 def nearest_distance(rows: Tensor, others: Tensor, *, k: int = 1) -> Tensor:
-    """[N] distance of each of `rows` to the k-th nearest of `others`."""
+    """[N] distance from each of `rows` to its k-th nearest neighbor in `others`."""
     from sklearn.neighbors import NearestNeighbors
 
     found, _ = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(others.numpy()).kneighbors(rows.numpy())
@@ -21,9 +21,9 @@ def nearest_distance(rows: Tensor, others: Tensor, *, k: int = 1) -> Tensor:
 
 
 def novelty(rows: Tensor, held_out: Tensor, training: Tensor, *, num_rows: int = NOVELTY_ROWS, seed: int = 0) -> float:
-    """Median distance of `rows` to their nearest training row, over the same of held-out real rows.
+    """Median distance of `rows` to the nearest training row, divided by the same median of held-out real rows.
 
-    About 1 for rows as new as real ones, far below 1 for memorised ones, above 1 for rows where no real ones are.
+    About 1 for rows as new as real ones, far below 1 for memorized rows, above 1 for rows far from the data.
     """
     known = standardize(training, training)
     medians = []
@@ -34,13 +34,14 @@ def novelty(rows: Tensor, held_out: Tensor, training: Tensor, *, num_rows: int =
 
 
 def density_and_coverage(generated: Tensor, real: Tensor, *, k: int = 5) -> tuple[float, float]:
-    """Density and coverage with `k` neighbours: how many real rows' balls a generated row lies in, over k; and the
-    share of real rows' balls with a generated row in them. A ball reaches to the k-th nearest other real row.
+    """Density and coverage with `k` neighbors.
 
-    Rows from the real distribution have density 1 and, with as many as real ones, coverage 1 - 2^-k.
+    The ball of a real row reaches to its k-th nearest other real row. Density is the mean number of balls that contain
+    a generated row, divided by `k`; coverage is the share of balls that contain a generated row. Rows from the real
+    distribution have density 1 and, if there are as many as real rows, coverage 1 - 2^-k.
     """
     generated, real = standardize(generated, real), standardize(real, real)
-    radii = nearest_distance(real, real, k=k + 1).float()  # the first neighbour is the row itself
+    radii = nearest_distance(real, real, k=k + 1).float()  # the first neighbor is the row itself
     inside = covered = 0.0
     for rows, radius in zip(real.split(1_000), radii.split(1_000), strict=True):
         within = torch.cdist(rows, generated) <= radius[:, None]

@@ -1,4 +1,4 @@
-"""One page that shows a generator's rows beside real ones: marginals, projections, the dynamics error by dimension."""
+"""One-page figure of generated and real rows: marginals, projections, dynamics error per dimension."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,27 +7,31 @@ from typing import Any
 import numpy as np
 
 from o2o_diffusion.quality.distances import standardize
-from o2o_diffusion.quality.real import Real, draw
+from o2o_diffusion.quality.real import RealData, draw
 from o2o_diffusion.types import Transitions, TransitionSpec
 
 REAL, GENERATED, OTHER = "0.45", "tab:orange", "tab:blue"
 COLUMNS = 4
-"""Marginals in each of two rows."""
+"""Marginal plots per row; there are two rows."""
 POINTS = 2_000
-"""Rows of each kind in a projection: more only hide each other."""
+"""Maximum number of points of each kind in a projection, to limit overlap."""
 SMALLEST = 1e-6
-"""Errors below it, as of a simulator against itself, are not drawn."""
+"""Minimum error to plot; excludes the error of a simulator against itself."""
 
 
 def save_page(
-    report: Mapping[str, Any], generated: Mapping[str, Transitions], real: Mapping[str, Real], title: str, path: Path
+    report: Mapping[str, Any],
+    generated: Mapping[str, Transitions],
+    real: Mapping[str, RealData],
+    title: str,
+    path: Path,
 ) -> None:
-    """Draw a report of `evaluate`, and the rows it is about, a column for each label, to the PNG file `path`."""
+    """Plot a report of `evaluate` and its rows, one column per label, to the PNG file `path`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9 * len(generated), 12), layout="constrained")
-    FigureCanvasAgg(figure)  # draws without a display
+    FigureCanvasAgg(figure)  # renders without a display
     figure.suptitle(title, fontsize=14)
     parts = figure.subfigures(1, len(generated), wspace=0.06, squeeze=False)[0]
     for part, (label, rows) in zip(parts, generated.items(), strict=True):
@@ -56,7 +60,7 @@ def _spec(batch: Transitions) -> TransitionSpec:
 
 
 def _draw_marginals(figure: Any, similarity: list[float], generated: Transitions, real: Transitions) -> None:
-    """Histograms of the reward and of the columns of s and a that differ most."""
+    """Plot histograms of the reward and of the columns of s and a that differ most."""
     spec = _spec(generated)
     names, reward = column_names(spec), spec.columns["rewards"].start
     worst = sorted(range(reward), key=lambda column: similarity[column])[: 2 * COLUMNS - 1]
@@ -70,13 +74,13 @@ def _draw_marginals(figure: Any, similarity: list[float], generated: Transitions
         axis.set_title(f"{names[column]}, 1 - KS = {similarity[column]:.2f}", fontsize=10)
         axis.set_yticks([])
         axis.tick_params(labelsize=8)
-    for axis in axes:  # of a task with few columns
+    for axis in axes:  # unused axes of tasks with few columns
         axis.axis("off")
     figure.suptitle("grey: real, held out; orange: generated; the reward, and the columns of s and a that differ most")
 
 
 def _draw_projections(figure: Any, label: str, generated: Transitions, held_out: Mapping[str, Transitions]) -> None:
-    """Real rows, generated and the other label's, side by side in the plane of the real rows' principal components."""
+    """Plot real rows, generated rows and rows of the other label, on the real rows' principal components."""
     from sklearn.decomposition import PCA
 
     spec = _spec(generated)
@@ -90,7 +94,7 @@ def _draw_projections(figure: Any, label: str, generated: Transitions, held_out:
         axis.scatter(*points.T, s=5, color=color, alpha=0.4, linewidths=0)
         axis.set_title(name, fontsize=10)
     low, high = np.quantile(plane.transform(standardize(known, known).numpy()), [0.001, 0.999], axis=0)
-    margin = 0.25 * (high - low)  # one generated row far away must not shrink the rest
+    margin = 0.25 * (high - low)  # limits from real rows, so that outliers don't shrink the rest
     low, high = low - margin, high + margin
     axes[0].set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     shares = 100 * plane.explained_variance_ratio_
@@ -100,7 +104,7 @@ def _draw_projections(figure: Any, label: str, generated: Transitions, held_out:
 
 
 def _draw_dynamics(figure: Any, errors: Mapping[str, list[float]]) -> None:
-    """Squared error of each dimension of the next observation."""
+    """Plot the squared error of each dimension of the next observation."""
     axis = figure.subplots()
     axis.set_title("error of the generated next observation, by dimension")
     if "generated" not in errors:

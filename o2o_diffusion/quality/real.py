@@ -1,4 +1,4 @@
-"""The real rows that generated ones are held against: which of them the generator was trained on, which not."""
+"""Real rows to compare generated rows with, split into training and held-out rows."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from o2o_diffusion.errors import InputError
 from o2o_diffusion.types import Episode, Transitions
 
 INTERVALS = 4, 10
-"""At least every tenth episode is held out where nothing else is given, at most every fourth (a default of ours)."""
+"""Bounds of the hold-out interval: every fourth to every tenth episode."""
 
 
 @dataclass(frozen=True, eq=False)
-class Real:
-    """Real rows of one label: those the generator was trained on, and others, best of other episodes, in order."""
+class RealData:
+    """Real rows of one label, in order: the generator's training rows and held-out rows, ideally of other episodes."""
 
     held_out: Transitions
     training: Transitions
 
     @classmethod
-    def split(cls, episodes: Sequence[Episode], rows: int) -> Real:
-        """Every k-th episode held out: about `rows` rows, and between a tenth and a quarter of all.
+    def split(cls, episodes: Sequence[Episode], rows: int) -> RealData:
+        """Hold out every k-th episode: about `rows` rows, between a tenth and a quarter of all episodes.
 
-        Raises InputError for a single episode.
+        Raises InputError if there is only one episode.
         """
         if len(episodes) < 2:
             raise InputError("one episode can't be split into rows to compare with and others; give held-out rows")
@@ -36,11 +36,11 @@ class Real:
 
 
 def transitions(episodes: Sequence[Episode]) -> Transitions:
-    """All transitions of `episodes`, in their order."""
+    """All transitions of `episodes`, in order."""
     return Transitions.cat([episode.transitions() for episode in episodes])
 
 
 def draw(batch: Transitions, size: int, seed: int) -> Transitions:
-    """At most `size` random rows, in their order."""
+    """At most `size` random rows, in order."""
     chosen = torch.randperm(len(batch), generator=torch.Generator().manual_seed(seed))[:size]
     return batch[chosen.sort().values]

@@ -1,4 +1,4 @@
-"""The report as a table to read: what each number is, and what the best generator would have."""
+"""Print the report as tables, with the meaning and the best value of each number."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -37,11 +37,11 @@ MEANINGS = {
     "non_finite": ("rows that are not finite", "0"),
     "terminations": ("termination rate", "floor"),
 }
-"""Meaning of each number, and its value for perfect rows; "floor": that of the real rows beside it."""
+"""Meaning of each number and its best value; "floor": the value of real rows."""
 
 
 def show_report(report: Mapping[str, Any]) -> None:
-    """Print the report, a table for each label, then its notes."""
+    """Print one table per label, then the notes."""
     console = Console(highlight=False, soft_wrap=True)
     for label, numbers in report["labels"].items():
         table = Table(title=f"{label} label, {numbers['rows']['generated']:,} rows", title_justify="left")
@@ -58,5 +58,5 @@ def show_report(report: Mapping[str, Any]) -> None:
 
 
 def shown(value: float | None) -> str:
-    """Three significant digits, or nothing."""
+    """Format `value` with three decimals, or in scientific notation if it is tiny; "" for None."""
     return "" if value is None else f"{value:.3f}" if abs(value) >= 1e-3 or value == 0 else f"{value:.0e}"

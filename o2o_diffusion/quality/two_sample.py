@@ -1,4 +1,4 @@
-"""Classifier two-sample tests: how well a small network tells generated rows from real ones, and what that bounds.
+"""Classifier two-sample tests: how well a small network distinguishes generated from real rows.
 
 Lopez-Paz and Oquab (2017), https://arxiv.org/abs/1610.06545. Rows are [N, D] and [M, D].
 """
@@ -15,25 +15,25 @@ from o2o_diffusion.quality.distances import standardize
 
 
 def auc(generated: Tensor, real: Tensor, *, folds: int = 5, seed: int = 0) -> float:
-    """AUC of a small classifier that tells the rows apart, on rows it was not trained on.
+    """Cross-validated AUC of a small classifier of generated against real rows.
 
-    0.5 when it cannot, 1 when it always can; never below 0.5 by more than chance.
+    0.5 if it can't distinguish them, 1 if it always can; below 0.5 only by chance.
     """
-    return area(*scores(generated, real, folds=folds, seed=seed))
+    return roc_auc(*scores(generated, real, folds=folds, seed=seed))
 
 
 def jensen_shannon(generated: Tensor, real: Tensor, *, folds: int = 5, seed: int = 0) -> float:
-    """Jensen-Shannon divergence in nats, in [0, ln 2], estimated from below by a classifier's cross-entropy.
+    """Jensen-Shannon divergence in nats, in [0, ln 2]: a lower bound from a classifier's cross-entropy.
 
-    Of as many rows of each set as the smaller one has. Such estimators are compared with each other only when they
-    see equally many rows: a classifier finds less in fewer.
+    Uses equally many rows of both sets. Only estimates from the same number of rows are comparable: with fewer rows, a
+    classifier detects less.
     """
     size = min(len(generated), len(real))
     return divergence(*scores(generated[:size], real[:size], folds=folds, seed=seed))
 
 
 def scores(generated: Tensor, real: Tensor, *, folds: int = 5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Probability of being generated for every row, by a classifier not trained on it, and whether it was (1 or 0)."""
+    """Cross-validated probability that each row is generated, and the labels (1: generated, 0: real)."""
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
     rows = standardize(torch.cat([generated, real]), real).numpy()
@@ -44,18 +44,18 @@ def scores(generated: Tensor, real: Tensor, *, folds: int = 5, seed: int = 0) ->
     return np.asarray(found)[:, 1], labels
 
 
-def area(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Area under the curve of such `scores`."""
+def roc_auc(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Area under the ROC curve of `scores`."""
     from sklearn.metrics import roc_auc_score
 
     return float(roc_auc_score(labels, probabilities))
 
 
 def divergence(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """ln 2 - cross-entropy of such `scores` of equally many rows, in [0, ln 2].
+    """ln 2 - cross-entropy of the `scores` of equally many rows, in [0, ln 2].
 
-    A logistic function of the scores is fitted first (Platt scaling): the networks stop when they rank well, which is
-    before their probabilities are as extreme as they should be.
+    The scores are calibrated first (Platt scaling), because with early stopping the networks' probabilities are not
+    extreme enough.
     """
     from scipy.special import logit
     from sklearn.linear_model import LogisticRegression
@@ -67,7 +67,7 @@ def divergence(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 def label_classifier(online: Tensor, offline: Tensor, *, seed: int = 0) -> Callable[[Tensor], float]:
-    """A function of rows [N, D]: the mean probability that they are online, by a classifier of these real rows."""
+    """Fit a classifier to real rows; returns a function from rows [N, D] to their mean probability of being online."""
     from sklearn.calibration import CalibratedClassifierCV
     from sklearn.model_selection import StratifiedKFold
 
@@ -86,5 +86,5 @@ def _classifier(seed: int):
 
 
 def _capped():
-    """The number of epochs is a budget: that it was reached is no reason to warn."""
+    """Suppress the warning that training reached the epoch limit, which is expected."""
     return warnings.catch_warnings(action="ignore", category=UserWarning)

@@ -1,123 +1,110 @@
-"""Prioritised experience replay, proportional (Schaul et al., 2016), https://arxiv.org/abs/1511.05952."""
+"""Prioritized experience replay, proportional (Schaul et al., 2016), https://arxiv.org/abs/1511.05952."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from o2o_diffusion.agents import td_errors
 from o2o_diffusion.distributed import broadcast
-from o2o_diffusion.errors import InputError
 from o2o_diffusion.protocols import Agent
-from o2o_diffusion.replay import Replay
-from o2o_diffusion.samplers.mixture import Mixture
-from o2o_diffusion.types import Metrics, Source, Transitions, TransitionSpec
+from o2o_diffusion.replay import Draw, Replay
+from o2o_diffusion.samplers.mixture import Mixture, pools_of
+from o2o_diffusion.schedule import Shares
+from o2o_diffusion.types import GENERATED, Metrics, Source, TransitionSpec
 
 UNSEEN = float("inf")
 
 
 class Prioritized(Mixture):
-    """The mixture's shares of the pools; within the real ones rows by P(i) ~ (|TD error| + epsilon)^alpha.
+    """The mixture's pool shares; within the real pools, rows are drawn with P(i) ~ (|TD error| + epsilon)^alpha.
 
-    Errors are the agent's, of the rows drawn last, at the next action it would be evaluated with; rows that were never
-    drawn count as the largest error seen. Weights (N P(i))^-beta, divided by the batch's largest, undo the preference.
-    Generated rows are uniform. Rows are found in the cumulative sum of all N priorities, which is made anew every
-    `refresh_interval` draws: a draw of B rows costs O(B log N + N / refresh_interval), beside the errors of B rows, and
-    a new row waits that many draws at most. This table, and a constant beta where the paper raises it to 1, are ours.
+    TD errors are the agent's, at its greedy next action, updated for the rows of the last draw; rows never drawn get
+    the largest error so far. Weights (N P(i))^-beta, divided by their maximum over the batch, correct the bias.
+    Generated rows are drawn uniformly. Rows are looked up in the cumulative sum of all N priorities, which is rebuilt
+    every `refresh_interval` draws: a draw of B rows costs O(B log N + N / refresh_interval), and a new row waits at
+    most that many draws. The table and the constant beta differ from the paper, which anneals beta to 1.
     """
 
     @dataclass(frozen=True)
     class Config(Mixture.Config):
-        """Defaults are the paper's for proportional priorities; it does not give epsilon."""
+        """Defaults are the paper's for proportional priorities; the value of epsilon is not in the paper."""
 
-        alpha: Annotated[float, "how much errors count; 0: uniform"] = 0.6
-        beta: Annotated[float, "how much weights undo the preference; 1: altogether"] = 0.4
-        epsilon: Annotated[float, "added to every |TD error|, so that no row is lost"] = 1e-2
-        refresh_interval: Annotated[int, "draws between two tables of probabilities"] = 100
+        alpha: Annotated[float, "priority exponent; 0: uniform", Ge(0)] = 0.6
+        beta: Annotated[float, "importance-sampling exponent; 1: full correction", Ge(0)] = 0.4
+        epsilon: Annotated[float, "added to every |TD error|, so that every row can be drawn", Gt(0)] = 1e-2
+        refresh_interval: Annotated[int, "draws between rebuilds of the priority table", Ge(1)] = 100
 
     config: Config
-    counters = (*Mixture.counters, "draws", "sizes", "position")
+    state_fields = (*Mixture.state_fields, "draws", "sizes", "position", "tensors")
 
     def __init__(self, config: Config, spec: TransitionSpec, *, seed: int, device: torch.device | str = "cpu"):
-        if config.refresh_interval < 1 or config.epsilon <= 0:
-            raise InputError(
-                f"settings 'sampler.refresh_interval' and 'sampler.epsilon' are {config.refresh_interval} and"
-                f" {config.epsilon}, expected at least 1 and above 0"
-            )
         super().__init__(config, spec, seed=seed, device=device)
         self.draws, self.sizes, self.position = 0, [0] * len(Source), 0
         self.tensors: dict[str, Tensor] = {}
 
-    def sample(self, replay: Replay, batch_size: int) -> Transitions:
-        """[batch_size] rows with raw rewards and importance weights; the same on every process."""
+    def sample(self, replay: Replay, shares: Shares, batch_size: int) -> Draw:
+        """[batch_size] rows with importance weights; the same on every process."""
         self._prepare(replay)
         sizes = [len(replay.pools[source]) for source in Source]
         appeared = any(now < known or now > known == 0 for now, known in zip(sizes, self.sizes, strict=True))
         if self.draws % self.config.refresh_interval == 0 or appeared:
             self.refresh(sizes)
         self.draws += 1
-        order = torch.randperm(batch_size, generator=self.noise.generator)
-        rows, pools, probabilities = self.draw(replay, self.draw_pools(replay, batch_size)[order])
+        order = torch.randperm(batch_size, generator=self.rng.generator)
+        sources = self.draw_sources(replay, shares, batch_size)[order].to(replay.device)
+        pools = pools_of(sources, shares)
+        rows, probabilities = self.draw(replay, pools)
         counts = torch.tensor(self.sizes, device=rows.device)[pools]
         weights = (counts * probabilities) ** -self.config.beta
         self.tensors["drawn"] = torch.stack([rows, pools])
-        return replay.gather(rows, pools).where(weights=(weights / weights.max()).float())
+        return Draw.create(rows, pools, sources=sources, weights=(weights / weights.max()).float())
 
     def refresh(self, sizes: list[int]) -> None:
-        """Make the table anew: the cumulative sum of (|TD error| + epsilon)^alpha over all N rows, from 0 on."""
+        """Rebuild the table: the cumulative sum of (|TD error| + epsilon)^alpha over all N rows, starting at 0."""
         maximum = self.tensors["maximum"]
         known = torch.minimum(self.tensors["priorities"], torch.where(maximum > 0, maximum, 1.0))
         cumulative = (known.double() ** self.config.alpha).cumsum(0)
         self.tensors["table"] = torch.cat([cumulative.new_zeros(1), cumulative])
         self.sizes = sizes
 
-    def draw(self, replay: Replay, pools: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One row of each of `pools` [B], the pools, and each row's probability within its pool."""
-        table = self.tensors["table"]
-        starts = torch.tensor([replay.pools[source].start for source in Source], device=table.device)
+    def draw(self, replay: Replay, pools: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw one row from each of `pools` [B]; also returns its probability within the pool."""
+        table, starts = self.tensors["table"], replay.starts
         ends = starts + torch.tensor(self.sizes, device=table.device)
-        uniform = torch.rand(len(pools), generator=self.noise.generator, dtype=torch.float64).to(table.device)
-        pools = pools.to(table.device)
+        uniform = torch.rand(len(pools), generator=self.rng.generator, dtype=torch.float64).to(table.device)
         first, last = starts[pools], ends[pools] - 1
         mass = table[last + 1] - table[first]
         found = torch.searchsorted(table, table[first] + uniform * mass, right=True) - 1
-        found = torch.clamp(found, first, last)  # rounding may step over the edge
-        return found - first, pools, (table[found + 1] - table[found]) / mass
+        found = torch.clamp(found, first, last)  # rounding may cross the boundary
+        return found - first, (table[found + 1] - table[found]) / mass
 
     @torch.no_grad()
     def update(self, replay: Replay, agent: Agent) -> Metrics:
-        """Give the rows drawn last the priority that they have for the agent now."""
+        """Set the priorities of the last draw's rows to their current errors."""
         self._prepare(replay)
-        priorities, drawn = self.tensors["priorities"], self.tensors["drawn"]
+        priorities, (rows, pools) = self.tensors["priorities"], self.tensors["drawn"]
         ring = replay.online
-        written = torch.arange((ring.position - self.position) % max(ring.capacity, 1), device=drawn.device)
+        written = torch.arange((ring.position - self.position) % max(ring.capacity, 1), device=replay.device)
         priorities[ring.start + (self.position + written) % max(ring.capacity, 1)] = UNSEEN
         self.position = ring.position
-        if drawn.numel() == 0:
+        if len(rows) == 0:
             return {}
-        errors = broadcast(td_errors(agent, replay.gather(*drawn), replay).float())  # the main process's everywhere
-        starts = torch.tensor([replay.pools[source].start for source in Source], device=drawn.device)
-        is_real = drawn[1] <= Source.ONLINE
+        errors = td_errors(agent, replay.gather(Draw.create(rows, pools)), replay).float()
+        errors = broadcast(errors)  # the main process's, so that all processes draw the same
+        is_real = pools < GENERATED[0]
         found = torch.where(is_real, errors + self.config.epsilon, UNSEEN)
-        priorities[drawn[0] + starts[drawn[1]]] = found
+        priorities[replay.starts[pools] + rows] = found
         largest = torch.where(is_real, found, 0.0).max()
         self.tensors["maximum"] = torch.maximum(self.tensors["maximum"], largest)
         return {"td_error": errors.mean()}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Counters, noise, priorities and table."""
-        return super().state_dict() | {"tensors": {name: tensor.clone() for name, tensor in self.tensors.items()}}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`."""
-        super().load_state_dict({name: part for name, part in state.items() if name != "tensors"})
-        self.tensors = {name: tensor.clone() for name, tensor in state["tensors"].items()}
-
     def _prepare(self, replay: Replay) -> None:
-        """Tensors for every row of the replay, where it lies."""
-        rewards = replay.memory["rewards"]
+        """Create the tensors, with one priority per row of the replay, or move restored ones to its device."""
         if not self.tensors:
-            self.tensors = {"priorities": torch.full_like(rewards, UNSEEN), "maximum": rewards.new_zeros(())}
-            self.tensors["drawn"] = torch.empty(2, 0, dtype=torch.int64)
-        self.tensors = {name: tensor.to(rewards.device) for name, tensor in self.tensors.items()}
+            priorities = torch.full((len(replay.memory["rewards"]),), UNSEEN)
+            drawn = torch.empty(2, 0, dtype=torch.int64)
+            self.tensors = {"priorities": priorities, "maximum": torch.zeros(()), "drawn": drawn}
+        self.tensors = {name: tensor.to(replay.device) for name, tensor in self.tensors.items()}

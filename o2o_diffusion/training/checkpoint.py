@@ -1,8 +1,6 @@
-"""Checkpoints: folders written beside and renamed, tensors in safetensors, the rest in JSON, nothing unpickled."""
+"""Checkpoints: atomically written folders, with tensors in safetensors and the rest in JSON; nothing is pickled."""
 
-import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,56 +8,40 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from o2o_diffusion import __version__
 from o2o_diffusion.errors import InputError
+from o2o_diffusion.storage import atomic_folder, damage, read_manifest, sweep, write_manifest
 
 MANIFEST = "MANIFEST.json"
 TENSORS, STATE = "tensors.safetensors", "state.json"
-SCHEMA = 1
+SCHEMA = 2
+"""Version of the checkpoint format; increment it if older checkpoints can no longer be restored."""
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int = 1) -> Path:
     """Write `state` (nested dicts and lists of tensors, numbers and strings) as `folder/step_<step>`.
 
-    The folder is complete when it appears: files are flushed, the manifest with their sha256 is written last, then the
-    folder is renamed. Older checkpoints are pruned only then, the newest `keep` stay (0: all).
+    Then delete all but the newest `keep` checkpoints (0: keep all). Raises OSError if the folder can't be written.
     """
     target = folder / f"step_{step:09d}"
     if target.exists() and _damage(target) is None:
-        return target  # a run is in one state only after so many steps
-    for left in folder.glob(".step_*.tmp-*"):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    beside = folder / f".{target.name}.tmp-{os.getpid()}"
-    folder.mkdir(parents=True, exist_ok=True)
-    beside.mkdir()
-    try:
+        return target  # the state at a given step is unique
+    sweep(folder, "step_*")  # temporary folders of any step
+    with atomic_folder(target, replace=True) as temporary:
         tensors: dict[str, Tensor] = {}
         content = _split(state, tensors)
-        save_file(tensors, beside / TENSORS)
-        (beside / STATE).write_text(json.dumps(content))
-        manifest = {
-            "schema": SCHEMA,
-            "step": step,
-            "files": {name: _sha256(beside / name) for name in (TENSORS, STATE)},
-        }
-        (beside / MANIFEST).write_text(json.dumps(manifest))
-        for file in (*beside.iterdir(), beside):
-            _flush(file)
-        if target.exists():
-            shutil.rmtree(target)
-        os.rename(beside, target)
-        _flush(folder)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
+        save_file(tensors, temporary / TENSORS)
+        (temporary / STATE).write_text(json.dumps(content))
+        write_manifest(temporary, MANIFEST, schema=SCHEMA, version=__version__, step=step)
     for old in checkpoints(folder)[:-keep] if keep else []:
         shutil.rmtree(old)
     return target
 
 
 def load_checkpoint(folder: Path, only: Path | None = None) -> dict[str, Any]:
-    """The state of the newest checkpoint in `folder` whose files are as they were written, or of `only` one.
+    """Load the newest intact checkpoint in `folder`, or the checkpoint `only`.
 
-    Raises InputError when there is none; a damaged one is passed over with a line that says so.
+    Skips damaged checkpoints with a warning. Raises InputError if none is intact or another version wrote it.
     """
     for path in [only] if only else reversed(checkpoints(folder)):
         damaged = _damage(path)
@@ -70,24 +52,25 @@ def load_checkpoint(folder: Path, only: Path | None = None) -> dict[str, Any]:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Finished checkpoints in `folder`, oldest first by their step."""
+    """Complete checkpoints in `folder`, sorted by step."""
     found = [path for path in folder.glob("step_*") if (path / MANIFEST).is_file()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def _damage(path: Path) -> str | None:
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        if manifest["schema"] != SCHEMA:
-            return f"schema {manifest['schema']}, expected {SCHEMA}"
-        changed = [name for name, digest in manifest["files"].items() if _sha256(path / name) != digest]
-        return f"{changed[0]} was altered" if changed else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return str(error)
+    """Describe the damage to a checkpoint; None if it is intact. Raises InputError if another version wrote it."""
+    damaged = damage(path, MANIFEST)
+    if damaged is not None:
+        return damaged
+    manifest = read_manifest(path, MANIFEST)
+    if manifest.get("schema") != SCHEMA:
+        version = manifest.get("version", "0.1")
+        raise InputError(f"checkpoint {path} was written by o2o_diffusion {version}, which {__version__} can't restore")
+    return None
 
 
 def _split(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """`value` as JSON, its tensors taken out into `tensors`."""
+    """Convert `value` to JSON and move its tensors to `tensors`."""
     if isinstance(value, Tensor):
         name = str(len(tensors))
         tensors[name] = value.detach().cpu().contiguous().clone()
@@ -109,16 +92,3 @@ def _join(value: Any, tensors: dict[str, Tensor]) -> Any:
             return {key: _join(item, tensors) for key, item in value["$items"]}
         return {key: _join(item, tensors) for key, item in value.items()}
     return [_join(item, tensors) for item in value] if isinstance(value, list) else value
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,15 +1,66 @@
-"""Where runs lie: their folders, and the files by which one is known."""
+"""Run folders: create new ones, find interrupted ones, load the settings and state of a run."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from o2o_diffusion.errors import InputError
-from o2o_diffusion.storage import check_writable
+from o2o_diffusion.protocols import Learner
+from o2o_diffusion.settings import Settings, compose
+from o2o_diffusion.storage import atomic_file, check_writable
+from o2o_diffusion.training.checkpoint import load_checkpoint
+from o2o_diffusion.training.loop import Loop
+from o2o_diffusion.types import TransitionSpec
 
-SETTINGS, SUMMARY = "settings.yaml", "summary.json"
+GROUPS = ("task", "generator", "sampler", "learner", "logger")
+SETTINGS, SUMMARY, CHECKPOINTS = "settings.yaml", "summary.json", "checkpoints"
+GENERATORS = Path("generators")
+TRAINING = ".training"
+"""Suffix of the folder with the settings and checkpoints of a generator that is still being trained."""
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run on disk: its settings and newest state; `name` is the setting that gave its folder."""
+
+    folder: Path
+    name: str
+    settings: Settings
+    state: dict[str, Any]
+
+    def learner(self, spec: TransitionSpec, device: torch.device | str = "cpu") -> Learner:
+        """Load the learner; raises InputError if it was trained with other observations or actions than `spec`."""
+        learner: Learner = self.settings.components["learner"].build(spec, seed=0, device=device)
+        try:
+            learner.load_state_dict(self.state["learner"])
+        except RuntimeError as error:
+            raise InputError(
+                f"{self.name}={self.folder} was trained with other observations or actions than {spec}"
+            ) from error
+        return learner
+
+
+def open_run(folder: Path, name: str = "run") -> SavedRun:
+    """Open the run in `folder`, given by the setting `name`.
+
+    Raises InputError if it is not a run folder, has no usable checkpoint, or was written by another version.
+    """
+    if not (folder / SETTINGS).is_file():
+        raise InputError(f"{name}={folder}: no {SETTINGS} there; expected the folder of a run")
+    state = load_checkpoint(folder / CHECKPOINTS)  # first: settings of another version may be unknown
+    return SavedRun(folder, name, compose(folder / SETTINGS, Loop.Config, GROUPS), state)
+
+
+def save_settings(settings: Settings, folder: Path) -> None:
+    """Write all settings as YAML; environment secrets stay unresolved. Raises OSError if it can't be written."""
+    with atomic_file(folder / SETTINGS) as temporary:
+        temporary.write_text(settings.to_yaml())
 
 
 def new_folder(output: str | None, name: str) -> Path:
-    """The folder of a new run, not made yet; raises InputError when it can't be, or already holds a run."""
+    """Path of a new run folder, not created yet; raises InputError if it can't be written or already holds a run."""
     folder = Path(output) if output else _free(Path("runs") / name)
     if (folder / SETTINGS).exists():
         raise InputError(
@@ -20,12 +71,48 @@ def new_folder(output: str | None, name: str) -> Path:
 
 
 def newest_unfinished() -> Path:
-    """The newest run under runs/ that has a checkpoint and no summary."""
+    """Newest run under runs/ with a checkpoint and no summary; raises InputError if there is none."""
     found = [path.parent for path in Path("runs").glob(f"*/{SETTINGS}") if not (path.parent / SUMMARY).exists()]
-    found = [folder for folder in found if (folder / "checkpoints").is_dir()]
+    found = [folder for folder in found if (folder / CHECKPOINTS).is_dir()]
     if not found:
         raise InputError("--resume auto: no interrupted run under runs/")
-    return max(found, key=lambda folder: (folder / "checkpoints").stat().st_mtime)
+    return max(found, key=lambda folder: (folder / CHECKPOINTS).stat().st_mtime)
+
+
+def new_output(output: str | None, name: str) -> Path:
+    """Path of a new generator folder, not created yet; raises InputError if it can't be written or is in use."""
+    folder = Path(output) if output else GENERATORS / name
+    check_writable(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"output '{folder}' is not empty; choose another folder")
+    if training_of(folder).exists():
+        raise InputError(
+            f"output '{folder}' is still being trained; continue with --resume {folder}, or choose another"
+        )
+    return folder
+
+
+def training_of(output: Path) -> Path:
+    """Training folder (settings and checkpoints) of the generator `output`."""
+    return output.with_name(output.name + TRAINING)
+
+
+def output_of(training: Path) -> Path:
+    """Output folder of the generator being trained in `training`."""
+    return training.with_name(training.name.removesuffix(TRAINING))
+
+
+def find_training(where: str) -> Path:
+    """Training folder of the interrupted generator `where`, or the newest one if "auto"."""
+    if where == "auto":
+        found = [path.parent for path in GENERATORS.glob(f"*{TRAINING}/{CHECKPOINTS}")]
+        if not found:
+            raise InputError(f"--resume auto: no interrupted training under {GENERATORS}/")
+        return max(found, key=lambda path: (path / CHECKPOINTS).stat().st_mtime)
+    folder = Path(where) if where.endswith(TRAINING) else training_of(Path(where))
+    if not (folder / SETTINGS).is_file():
+        raise InputError(f"--resume {where}: no interrupted training of a generator, expected {folder / SETTINGS}")
+    return folder
 
 
 def _free(folder: Path) -> Path:
@@ -34,41 +121,3 @@ def _free(folder: Path) -> Path:
         number += 1
         free = folder.with_name(f"{folder.name}-{number}")
     return free
-
-
-DEFAULT = Path("generators")
-SUFFIX = ".training"
-
-
-def new_output(output: str | None, name: str) -> Path:
-    """The folder of a new generator, not made yet; raises InputError when it can't be made, or is in use."""
-    folder = Path(output) if output else DEFAULT / name
-    check_writable(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"output '{folder}' is not empty; choose another folder")
-    if training_of(folder).exists():
-        raise InputError(f"output '{folder}' is in the making; continue with --resume {folder}, or choose another")
-    return folder
-
-
-def training_of(output: Path) -> Path:
-    """Where the training of the generator `output` lies."""
-    return output.with_name(output.name + SUFFIX)
-
-
-def output_of(training: Path) -> Path:
-    """The folder of the generator whose training lies in `training`."""
-    return training.with_name(training.name.removesuffix(SUFFIX))
-
-
-def find_training(where: str) -> Path:
-    """The folder of the interrupted training of the generator `where`, or with "auto" of the newest one."""
-    if where == "auto":
-        found = [path.parent for path in DEFAULT.glob(f"*{SUFFIX}/checkpoints")]
-        if not found:
-            raise InputError(f"--resume auto: no interrupted training under {DEFAULT}/")
-        return max(found, key=lambda path: (path / "checkpoints").stat().st_mtime)
-    folder = Path(where) if where.endswith(SUFFIX) else training_of(Path(where))
-    if not (folder / SETTINGS).is_file():
-        raise InputError(f"--resume {where}: no interrupted training of a generator, expected {folder / SETTINGS}")
-    return folder

@@ -1,13 +1,11 @@
-"""Rows of a saved generator as a file: .safetensors, .npz, D4RL's .hdf5, or as a Minari dataset."""
+"""Write rows of a saved generator to a file (.safetensors, .npz, D4RL's .hdf5) or a Minari dataset."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from tqdm import tqdm
 
 from o2o_diffusion.agents import NoAgent
 from o2o_diffusion.data import local
@@ -18,11 +16,13 @@ from o2o_diffusion.data.tables import FILES
 from o2o_diffusion.data.writing import check_new_id
 from o2o_diffusion.environments.environment import make_raw_environment
 from o2o_diffusion.errors import InputError, nearest
-from o2o_diffusion.generators.pretrained import checksum, find_folder, load_generator
-from o2o_diffusion.storage import check_writable
-from o2o_diffusion.types import EnvironmentSpec, Source, Transitions
+from o2o_diffusion.generators.pretrained import checksum, find_folder, load_generator, read_provenance
+from o2o_diffusion.progress import progress_bar
+from o2o_diffusion.replay import Replay
+from o2o_diffusion.storage import atomic_file, check_writable
+from o2o_diffusion.types import GENERATED, EnvironmentSpec, Source, Transitions, TransitionSpec
 
-LABELS = {"online": Source.GENERATED_ONLINE, "offline": Source.GENERATED_OFFLINE}
+LABELS = {source.label: source for source in GENERATED}
 SUFFIXES = (".npz", ".hdf5", ".safetensors")
 
 
@@ -35,12 +35,12 @@ def generate_file(
     dataset: str | None = None,
     seed: int = 0,
 ) -> tuple[Path, int]:
-    """Draw rows from a saved generator into `output`; returns where they were written and how many they are.
+    """Sample rows from a saved generator and write them to `output`; returns the path and the number of rows.
 
-    `generator` is a folder or an id on the hub, `output` a file by its suffix or the id of a new Minari dataset.
-    `dataset` holds the real rows that a generator with `start_sigma` starts from; a Minari dataset also lends its
-    spaces and environment to a new one. Raises InputError, one line, for whatever is missing or unknown; an interrupted
-    file is never left behind.
+    `generator` is a folder or Hub id, `output` a file (the suffix is its format) or the id of a new Minari dataset.
+    `dataset` has the real rows that a generator with `start_sigma` starts from; if it is a Minari dataset, a new Minari
+    dataset copies its spaces and environment. Files are complete or absent. Raises InputError (one line) if a setting
+    is missing or unknown.
     """
     if generator is None or output is None:
         raise InputError("give generator=<folder of a saved generator> and output=<file, or id of a Minari dataset>")
@@ -51,46 +51,46 @@ def generate_file(
     check_output(output)
     real = load_dataset(dataset) if dataset else None
     loaded = load_generator(generator, real.spec if real else None, seed=seed)
-    if getattr(loaded.config, "start_sigma", None) is not None and real is None:
-        raise InputError(f"{generator} starts from real rows (generator.start_sigma): give dataset=<its dataset>")
-    layout = None if Path(output).suffix in SUFFIXES else choose_layout(loaded, dataset, real)
+    sampling = getattr(loaded.config, "sampling", None)
+    if real is None and getattr(sampling, "start_sigma", None) is not None:
+        raise InputError(f"{generator} starts from real rows (sampling.start_sigma): give dataset=<its dataset>")
+    provenance = read_provenance(find_folder(generator))
+    layout = None if Path(output).suffix in SUFFIXES else choose_layout(loaded.spec, provenance, dataset, real)
     if layout is not None:
         check_size(num_samples, layout)
-    rows = draw(loaded, num_samples, LABELS[label], make_replay(real) if real else None)
+    rows = draw(loaded, num_samples, LABELS[label], make_replay(real) if real else Replay(loaded.spec))
     if layout is None:
         write_file(rows, Path(output))
         return Path(output), len(rows)
-    known = describe(loaded) | {"generator_sha256": checksum(find_folder(generator)), "label": label}
+    names = [provenance.get(name) for name in ("dataset", "online_dataset")]
+    known = {"algorithm_name": type(loaded).__name__, "source_datasets": [name for name in names if name]}
+    known |= {"generator_sha256": checksum(find_folder(generator)), "label": label}
     return write_rows(output, rows, layout, known), len(rows)
 
 
-def choose_layout(generator: Any, name: str | None, real: Dataset | None) -> Layout:
-    """That of the Minari dataset `name`, loaded as `real`; without one what the generator's own facts give."""
+def choose_layout(
+    spec: TransitionSpec, provenance: Mapping[str, Any], name: str | None, real: Dataset | None
+) -> Layout:
+    """Layout of the Minari dataset `name`, loaded as `real`, or else from the generator's `provenance`."""
     if name is None or real is None or Path(name).suffix in FILES:
-        return Layout.flat(generator.spec, generator.facts, find_environment(generator.facts))
+        return Layout.flat(spec, provenance, find_environment(provenance))
     return Layout.of(real, open_dataset(name))
 
 
-def find_environment(facts: Mapping[str, Any]) -> gym.Env | None:
-    """The environment in a generator's `facts`; None if they name none, or it can't be made on this machine."""
-    if not facts.get("environment") or facts.get("observation_keys"):
+def find_environment(provenance: Mapping[str, Any]) -> gym.Env | None:
+    """Environment in a generator's `provenance`; None if there is none or it can't be created on this machine."""
+    if not provenance.get("environment") or provenance.get("observation_keys"):
         return None
     try:
-        environment = make_raw_environment(EnvironmentSpec(**facts["environment"]))
+        environment = make_raw_environment(EnvironmentSpec(**provenance["environment"]))
     except InputError:
         return None
     environment.close()
     return environment
 
 
-def describe(generator: Any) -> dict[str, Any]:
-    """What a dataset's metadata tell of the generator that made its rows."""
-    datasets = [generator.facts.get(name) for name in ("dataset", "online_dataset")]
-    return {"algorithm_name": type(generator).__name__, "source_datasets": [name for name in datasets if name]}
-
-
 def check_output(output: str) -> None:
-    """Raises InputError unless `output` is a file that can be written, or the id of a Minari dataset that is free."""
+    """Raise InputError unless `output` is a writable file or an unused Minari dataset id."""
     if Path(output).suffix in SUFFIXES:
         check_writable(Path(output).parent)
     elif local.ID.fullmatch(output):
@@ -100,11 +100,11 @@ def check_output(output: str) -> None:
         raise InputError(f"output '{output}' must end in one of {suffixes}, or be a Minari id (namespace/name-v0)")
 
 
-def draw(generator: Any, num_samples: int, source: Source, replay: Any = None) -> Transitions:
-    """`num_samples` rows at most, those that are not finite left out, with a progress bar."""
+def draw(generator: Any, num_samples: int, source: Source, replay: Replay) -> Transitions:
+    """Sample `num_samples` rows with a progress bar; generators drop rows that are not finite."""
     at_a_time = getattr(generator.config, "sample_batch_size", num_samples)
     parts = []
-    with tqdm(desc="generate", total=num_samples, unit="row") as bar:
+    with progress_bar("generate", num_samples, unit="row") as bar:
         for start in range(0, num_samples, at_a_time):
             size = min(at_a_time, num_samples - start)
             parts.append(generator.sample(size, source=source, replay=replay, agent=NoAgent()))
@@ -113,7 +113,10 @@ def draw(generator: Any, num_samples: int, source: Source, replay: Any = None) -
 
 
 def write_file(rows: Transitions, path: Path) -> None:
-    """Write D4RL's columns to `path` by its suffix, beside it first; every generated row ends a segment."""
+    """Write D4RL's columns to `path` in the format of its suffix, each row as an episode of its own.
+
+    Raises OSError if `path` can't be written.
+    """
     columns = {
         "observations": rows.observations,
         "actions": rows.actions,
@@ -122,13 +125,8 @@ def write_file(rows: Transitions, path: Path) -> None:
         "terminals": rows.terminations.bool(),
         "timeouts": ~rows.terminations.bool(),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.tmp-{os.getpid()}{path.suffix}")
-    try:
-        _write(columns, beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with atomic_file(path) as temporary:
+        _write(columns, temporary)
 
 
 def _write(columns: dict[str, Any], path: Path) -> None:

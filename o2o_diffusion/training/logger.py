@@ -1,4 +1,4 @@
-"""Where numbers go: a JSONL file always, progress bars on a terminal, and a tracker (wandb, TensorBoard) on request."""
+"""Metrics logging to a JSONL file, progress bars and an optional tracker (wandb, TensorBoard)."""
 
 import importlib.util
 import json
@@ -15,21 +15,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from o2o_diffusion.errors import InputError
+from o2o_diffusion.progress import LINES, progress_bar
 
 
 class Logger:
-    """Writes `metrics.jsonl` in the run's folder and repeats it to the tracker.
+    """Write metrics to `metrics.jsonl` in the run folder and to the tracker.
 
-    Metrics stay tensors on their device until they are written here. Only the main process writes.
+    Metrics stay tensors on their device until they are written. Only the main process writes.
     """
 
     @dataclass(frozen=True)
     class Config:
-        """Which tracker to use beside the JSONL file; none needs an account by default."""
+        """Settings of the tracker and the progress bars; the defaults need no account."""
 
         tracker: Annotated[str | None, "wandb, tensorboard, or null"] = None
-        mode: Annotated[str, "of wandb: online, offline or disabled"] = "online"
-        project: Annotated[str, "name the tracker files runs under"] = "o2o_diffusion"
+        mode: Annotated[str, "mode of wandb: online, offline or disabled"] = "online"
+        project: Annotated[str, "name of the project in the tracker"] = "o2o_diffusion"
         progress: Annotated[bool, "show progress bars"] = True
 
     def __init__(self, config: Config, folder: Path, accelerator: Accelerator, settings: Mapping[str, Any]):
@@ -45,14 +46,14 @@ class Logger:
 
     @staticmethod
     def check(config: Config) -> None:
-        """Raise InputError, one line, when the tracker is not installed or unknown."""
+        """Raise InputError (one line) if the tracker is unknown or not installed."""
         if config.tracker not in (None, "wandb", "tensorboard"):
             raise InputError(f"setting 'logger.tracker': '{config.tracker}' is not one of wandb, tensorboard, null")
         if config.tracker is not None and importlib.util.find_spec(config.tracker) is None:
             raise InputError(f"logger={config.tracker} needs: pip install '.[{config.tracker}]'")
 
     def log(self, metrics: Mapping[str, Tensor | float | str | None], *, updates: int, env_steps: int) -> None:
-        """Write one line: where the run stands and `metrics`."""
+        """Write one line with the numbers of updates and environment steps and `metrics`."""
         if not self.writes:
             return
         values = {name: _plain(value) for name, value in metrics.items()}
@@ -63,18 +64,16 @@ class Logger:
             self.accelerator.log({**numbers, "env_steps": env_steps}, step=updates + env_steps)
 
     def warn(self, text: str) -> None:
-        """Show one line between the bars."""
+        """Print a one-line warning between the progress bars."""
         if self.writes:
             tqdm.write(f"warning: {text}", file=sys.stderr)
 
-    def progress(self, name: str, done: int, total: int, **shown: str) -> None:
-        """Move the bar `name` to `done` of `total`; it closes when it is full."""
+    def progress(self, name: str, done: int, total: int, *, lines: int = LINES, **shown: str) -> None:
+        """Set the progress bar `name` to `done` of `total`; closes it when it is full."""
         if not (self.writes and self.config.progress):
             return
         if name not in self.bars:
-            self.bars[name] = tqdm(
-                total=total, desc=name, initial=done, mininterval=0.5, leave=True, dynamic_ncols=True
-            )
+            self.bars[name] = progress_bar(name, total, initial=done, lines=lines)
         bar = self.bars[name]
         if shown:
             bar.set_postfix(shown, refresh=False)
@@ -84,24 +83,24 @@ class Logger:
             del self.bars[name]
 
     def close(self) -> None:
-        """Leave the terminal in order; the tracker ends with the accelerator."""
+        """Close the progress bars; the accelerator closes the tracker."""
         for bar in self.bars.values():
             bar.close()
         self.bars.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """How much has been written."""
+        """Number of bytes written."""
         return {"bytes": self.path.stat().st_size if self.writes else 0}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Forget the lines written after the checkpoint, so that a resumed run writes each line once."""
+        """Delete the lines written after the checkpoint, so that a resumed run writes each line once."""
         if self.writes:
             with self.path.open("r+b") as file:
                 file.truncate(state["bytes"])
 
 
 def _plain(value: Tensor | float | str | None) -> float | str | None:
-    """`value` as JSON; a number that is not finite becomes null."""
+    """Convert `value` to JSON; numbers that are not finite become null."""
     value = float(value) if isinstance(value, Tensor) else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

@@ -1,70 +1,112 @@
-"""Refreshes of the generated rows: when one is due, the generator's updates, and the check that its rows must pass."""
+"""Refreshes of the generated rows: the schedule, the generator's updates, and the gate for new rows."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
 
 import torch
 
-from o2o_diffusion.distributed import broadcast, rank
 from o2o_diffusion.protocols import Agent, Generator
-from o2o_diffusion.quality.gate import worst_auc
+from o2o_diffusion.quality.gate import ROWS, Verdict, judge
 from o2o_diffusion.replay import Replay
 from o2o_diffusion.state import Stateful
-from o2o_diffusion.types import Metrics, Source, Transitions
+from o2o_diffusion.types import Metrics, Transitions
 
 
 class Refresher(Stateful):
-    """Drives a generator through its refreshes: `begin`, `update` until nothing is `left`, `finish`.
+    """Runs a generator's refreshes, in fine-tuning, in standalone training and in the plugin.
 
-    Of a refresh `left` of `total` updates are to do; the last one began at environment step `last`. So far there were
-    `count` of them, `refused` were not used, and `rows` generated rows were.
+    `updates_due` of the current refresh's `total` updates remain; the last refresh began at environment step `last`
+    (-1: none so far). `count` refreshes are finished, and the gate refused `refused` of them; `rows` is the total
+    number of generated rows used. `accepted` is the last verdict.
     """
 
-    counters = ("left", "total", "last", "count", "refused", "rows")
+    state_fields = ("updates_due", "total", "last", "count", "refused", "rows", "accepted")
 
     def __init__(self, generator: Generator):
         self.generator = generator
-        self.left = self.total = self.count = self.refused = self.rows = 0
-        self.last = -1
+        self.updates_due = self.total = self.count = self.refused = self.rows = 0
+        self.last, self.accepted = -1, False
 
     def due(self, replay: Replay, env_steps: int) -> bool:
-        """Whether the generator should be trained on what the replay holds now."""
-        generator = self.generator
-        waited = env_steps - self.last if self.last >= 0 else generator.refresh_interval
-        enough = len(replay.online) >= generator.first_refresh and waited >= generator.refresh_interval
-        return generator.num_samples > 0 and enough
+        """Whether to start a refresh on the current rows of the replay."""
+        refresh = self.generator.next_refresh(replay)
+        if not (refresh.updates or refresh.rows) or not replay.num_real:
+            return False
+        if self.last < 0:
+            return len(replay.online) >= refresh.first
+        return 0 < refresh.interval <= env_steps - self.last
 
     def begin(self, replay: Replay, agent: Agent, env_steps: int) -> None:
-        """Prepare the generator's updates; there are none for a generator that is only drawn from."""
+        """Start a refresh."""
+        self.updates_due = self.total = self.generator.next_refresh(replay).updates
         self.generator.begin_refresh(replay, agent)
-        self.left = self.total = self.generator.num_updates
         self.last = env_steps
 
     def update(self, replay: Replay, agent: Agent) -> Metrics:
-        """One update of the generator."""
+        """Run one update of the generator."""
         metrics = self.generator.update(replay, agent)
-        self.left -= 1
+        self.updates_due -= 1
         return metrics
 
-    def finish(self, replay: Replay, agent: Agent) -> dict[str, float]:
-        """Replace the generated rows by new ones, or by none where a classifier tells them from real ones.
+    def finish(self, replay: Replay, agent: Agent) -> Verdict:
+        """Sample new rows and count the refresh; see `redraw`."""
+        verdict = self.redraw(replay, agent)
+        self.count, self.refused = self.count + 1, self.refused + (not verdict.accepted)
+        return verdict
 
-        Returns how many were asked for, how many came of it, and the classifier's AUC.
+    def redraw(self, replay: Replay, agent: Agent) -> Verdict:
+        """Replace the generated rows with new ones if the gate accepts them, or else remove them.
+
+        If the generator makes its rows at batch time, the gate judges 2,000 rows per label, which are not stored.
         """
-        counts = self.generator.generated.counts(self.generator.num_samples)
-        batches = {
-            source: self.generator.sample(count, source=source, replay=replay, agent=agent)
-            for source, count in counts.items()
-        }
-        auc = self.check(batches, replay)
-        accepted = auc <= self.generator.max_auc
-        replay.replace_generated(batches if accepted else {})
-        rows = sum(len(batch) for batch in batches.values()) if accepted else 0
-        self.count, self.refused, self.rows = self.count + 1, self.refused + (not accepted), self.rows + rows
-        return {"rows": rows, "asked_rows": self.generator.num_samples, "auc": auc}
+        refresh, share = self.generator.next_refresh(replay), self.generator.share(replay)
+        judged = share.at_batch_time and not refresh.rows
+        counts = dict.fromkeys(share.counts(ROWS), ROWS) if judged else share.counts(refresh.rows)
+        options = {"replay": replay, "agent": agent}
+        batches = {source: self.generator.sample(count, source=source, **options) for source, count in counts.items()}
+        verdict = judge(batches, sum(counts.values()), replay, refresh.gate)
+        replay.replace_generated(batches if verdict.accepted and refresh.rows else {})
+        self.accepted = verdict.accepted
+        self.rows += replay.num_generated
+        return verdict
 
-    def check(self, batches: Mapping[Source, Transitions], replay: Replay) -> float:
-        """The main process's two-sample AUC of new rows, on every process; 0.5 where the generator asks for none."""
-        if self.generator.max_auc >= 1:
-            return 0.5
-        auc = worst_auc(batches, replay) if rank() == 0 else 0.5
-        return float(broadcast(torch.tensor(auc, device=replay.memory["rewards"].device)))
+    def refresh(
+        self,
+        replay: Replay,
+        agent: Agent,
+        env_steps: int = 0,
+        *,
+        progress: Callable[[range], Iterable[int]] = iter,
+    ) -> Verdict:
+        """Run a whole refresh; `progress` wraps the range of updates, as tqdm does."""
+        self.train(replay, agent, env_steps, progress=progress)
+        return self.finish(replay, agent)
+
+    @torch.enable_grad()
+    def train(
+        self,
+        replay: Replay,
+        agent: Agent,
+        env_steps: int = 0,
+        *,
+        progress: Callable[[range], Iterable[int]] = iter,
+    ) -> None:
+        """Run all updates of a refresh, without sampling rows."""
+        self.begin(replay, agent, env_steps)
+        for _ in progress(range(self.updates_due)):
+            self.update(replay, agent)
+
+    def is_active(self, replay: Replay) -> bool:
+        """Whether batches include generated rows, stored or made at batch time.
+
+        Rows made at batch time are included once the gate accepts them, or always if the generator has no refreshes.
+        """
+        if not self.generator.share(replay).at_batch_time:
+            return replay.num_generated > 0
+        refresh = self.generator.next_refresh(replay)
+        return self.accepted if refresh.updates or refresh.rows else True
+
+    def augment(self, batch: Transitions, replay: Replay, agent: Agent) -> Transitions:
+        """Let the generator replace the marked rows of `batch`; returns `batch` itself if it is inactive."""
+        if not self.is_active(replay):
+            return batch
+        return self.generator.augment(batch, replay=replay, agent=agent)

@@ -1,6 +1,5 @@
-"""What a run shows of itself: the plan before it starts, the table and the learning curve when it ends."""
+"""Run reports: the plan at the start, the summary table and the learning curve at the end."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,21 +8,23 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
+from o2o_diffusion.storage import atomic_file, save_json
+
 FIRST_PART = 0.5
-"""Share of the online phase in which a collapse after the switch is looked for."""
+"""Initial share of the online phase in which to look for a collapse."""
 
 
 def show_plan(rows: Mapping[str, str]) -> None:
-    """Print what is going to be done, a line each."""
+    """Print the plan, one line per entry."""
     table = Table("name", Column(overflow="fold"), show_header=False, box=None, padding=(0, 2))
     for name, value in rows.items():
         table.add_row(f"[bold]{name}", value)
     _console().print(table)
-    sys.stdout.flush()  # before the long silence, also where the output is a pipe
+    sys.stdout.flush()  # show it now, even if the output is a pipe
 
 
 def summarize(evaluations: Sequence[Mapping[str, Any]], run: Mapping[str, Any]) -> dict[str, Any]:
-    """Scores at the switch, worst in the first part of the online phase and at the end, beside the facts of `run`.
+    """Scores at the switch, at the worst point early in the online phase and at the end, merged with `run`.
 
     `gain_se` is the standard error of the mean gain, from the episodes of the first and the last evaluation.
     """
@@ -47,7 +48,7 @@ def summarize(evaluations: Sequence[Mapping[str, Any]], run: Mapping[str, Any]) 
 
 
 def show_summary(summary: Mapping[str, Any], paths: Mapping[str, Path]) -> None:
-    """Print the closing table and where everything was written."""
+    """Print the summary table and the paths of all output files."""
     table = Table(title=f"score: {summary['score']}", title_justify="left", show_header=False)
     scores = {
         "after offline pretraining": f"{summary['score_at_switch']:.1f} ± {summary['score_at_switch_se']:.1f}",
@@ -73,18 +74,21 @@ def show_summary(summary: Mapping[str, Any], paths: Mapping[str, Path]) -> None:
 
 
 def save_summary(summary: Mapping[str, Any], path: Path) -> None:
-    """Write the summary as JSON."""
-    known = {name: None if value != value else value for name, value in summary.items()}  # NaN is no JSON
-    path.write_text(json.dumps(known, indent=2) + "\n")
+    """Write the summary as JSON; raises OSError if `path` can't be written."""
+    known = {name: None if value != value else value for name, value in summary.items()}  # JSON has no NaN
+    save_json(path, known)
 
 
 def save_curve(evaluations: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
-    """Draw the learning curve, mean ± standard error over evaluation episodes, against environment steps."""
+    """Plot the learning curve (mean ± standard error over evaluation episodes) against environment steps.
+
+    Raises OSError if `path` can't be written.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)  # draws without a display
+    FigureCanvasAgg(figure)  # renders without a display
     axes = figure.subplots()
     steps = [e["env_steps"] for e in evaluations]
     scores = [e["score"] for e in evaluations]
@@ -95,7 +99,8 @@ def save_curve(evaluations: Sequence[Mapping[str, Any]], title: str, path: Path)
     axes.axhline(scores[0], color="grey", linestyle="--", linewidth=1, label="after offline pretraining")
     axes.set(xlabel="environment steps", ylabel=evaluations[-1]["unit"].replace(" (", "\n("), title=title)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=120)
 
 
 def _console() -> Console:

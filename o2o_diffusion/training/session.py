@@ -1,27 +1,39 @@
-"""Threads, matrix products and the kind of processor: what decides the last digits of a run on a machine."""
+"""Process setup of a run: number of processes, precision, threads, matmul precision, signals."""
 
+import math
 import os
 import platform
 import signal
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate import Accelerator
 
-from o2o_diffusion.distributed import num_processes
+from o2o_diffusion.distributed import broadcast_bool, num_processes
 from o2o_diffusion.errors import InputError
+
+SEEDS = ("learner", "generator", "sampler", "environment", "evaluation")
+EXPLORATION_OFFSET = 2_000_003
+"""Offset from the learner's seed to the seed of exploration, so that their random streams differ."""
+POLL_INTERVAL = 64
+"""Ticks between polls for a signal if there are several processes, because each poll costs a broadcast."""
+
 
 MATMULS = ("auto", "highest", "medium")
 MAX_RELATIVE_ERROR = 2e-6
-"""Of a product of 256 terms against float64: true float32 stays below, bf16 (4e-3) and TF32 (5e-4) do not."""
+"""Error of a 256-term product against float64: float32 stays below; bf16 (4e-3) and TF32 (5e-4) exceed it."""
 
 
 def set_matmul(matmul: str) -> str:
-    """Set the float32 matrix-product precision `matmul` and return its name; "auto" chooses by exactness alone.
+    """Set the float32 matmul precision and return its name; "auto" chooses by exactness, not by speed.
 
-    On a CPU, "medium" sends products to oneDNN, which is faster on many processors; on some it computes in bf16. "auto"
-    takes it where its products are those of true float32, else "highest", so that no timing decides a run's numbers. On
-    an accelerator "auto" is "highest". Raises InputError for another name.
+    On a CPU, "medium" uses oneDNN, which is faster on many processors but computes in bf16 on some. "auto" is "medium"
+    if its products are as exact as true float32, else "highest", so that a run's numbers don't depend on timings. On an
+    accelerator, "auto" is "highest". Raises InputError for other names.
     """
     if matmul not in MATMULS:
         raise InputError(f"setting 'matmul': '{matmul}' is not one of {', '.join(MATMULS)}")
@@ -43,7 +55,7 @@ def matmul_error(precision: str) -> float:
 
 
 def set_threads(threads: int) -> int:
-    """Use `threads` threads in this process; 0: an equal part of the cores that this process may use."""
+    """Set the number of threads of this process and return it; 0: available cores divided by processes."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = threads or max(1, cores // num_processes())
     torch.set_num_threads(threads)
@@ -51,7 +63,7 @@ def set_threads(threads: int) -> int:
 
 
 def processor() -> str:
-    """The kind of processor, such as "AMD EPYC, AVX512": sums are taken in another order on another kind."""
+    """Processor model, such as "AMD EPYC, AVX512"; the order of floating-point sums depends on it."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -59,19 +71,88 @@ def processor() -> str:
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
+class Session:
+    """Process setup of fine-tuning runs and of standalone generator training.
+
+    `interrupted` is polled between ticks. Raises InputError if the precision or the tracker is not supported.
+    """
+
+    def __init__(self, threads: int, matmul: str, *, tracker: str | None = None, folder: Path | None = None):
+        self.accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(), log_with=tracker, project_dir=str(folder) if folder else None
+        )
+        if self.accelerator.mixed_precision not in ("no", "bf16"):
+            raise InputError(f"mixed precision '{self.accelerator.mixed_precision}' is not supported; use bf16 or no")
+        self.threads, self.matmul = set_threads(threads), set_matmul(matmul)
+        self.interrupted: Callable[[], bool] = lambda: False
+
+    @property
+    def device(self) -> torch.device:
+        """Device of this process."""
+        return self.accelerator.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process steps the environment, evaluates and writes."""
+        return self.accelerator.is_main_process
+
+    def autocast(self) -> AbstractContextManager:
+        """Context manager of mixed precision."""
+        return self.accelerator.autocast()
+
+    def listen(self) -> None:
+        """Start listening for SIGINT and SIGTERM."""
+        self.interrupted = Interruption()
+
+    def stop(self, ticks: int) -> bool:
+        """Whether to save and exit after `ticks` ticks; the main process decides for all processes."""
+        if num_processes() > 1 and ticks % POLL_INTERVAL:
+            return False
+        return broadcast_bool(self.interrupted(), self.device)
+
+    def plan(self) -> dict[str, str]:
+        """Processes, precision and processor, for the header."""
+        return {
+            "processes": f"{num_processes()} on {self.device.type}, {self.threads} threads each, precision"
+            f" {self.accelerator.mixed_precision}, matrix products '{self.matmul}'",
+            "processor": processor(),
+        }
+
+    def choices(self) -> dict[str, Any]:
+        """Settings resolved on this machine, to save with the run."""
+        return {"threads": self.threads, "matmul": self.matmul}
+
+    def close(self) -> None:
+        """Wait for the other processes and close the trackers."""
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+
+
 class Interruption:
-    """Ctrl-C and SIGTERM ask the run to save and leave; the second one leaves at once."""
+    """SIGINT and SIGTERM as a flag; the second signal raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask)
+            signal.signal(number, self._request)
 
     def __call__(self) -> bool:
-        """Whether the run should leave."""
-        return self.asked
+        """Whether a signal was received."""
+        return self.requested
 
-    def _ask(self, number: int, frame: Any) -> None:
-        if self.asked:
+    def _request(self, number: int, frame: Any) -> None:
+        if self.requested:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
+
+
+def seed_of(seed: int, part: str) -> int:
+    """Seed of one part of a run: extra draws in one part don't change the others."""
+    return int(np.random.SeedSequence([seed, SEEDS.index(part)]).generate_state(1)[0] % 2**31)
+
+
+def check_losses(metrics: Mapping[str, Any], updates: int, what: str) -> None:
+    """Raise InputError if a metric whose name ends in "loss" is not finite."""
+    for name, value in metrics.items():
+        if name.endswith("loss") and not math.isfinite(float(value)):
+            raise InputError(f"{name} is {float(value)} after {updates:,} updates: the {what} diverged")

@@ -1,156 +1,166 @@
-"""A generator's training on datasets alone: planned, checkpointed, resumed, measured, and saved as one folder.
+"""Train a generator on datasets alone: plan, checkpoint, resume, evaluate, and save it as one folder.
 
-While it is trained, settings and checkpoints lie in `<output>.training`; the folder `<output>` appears when it is done.
+During training, settings and checkpoints are in `<output>.training`; the folder `<output>` is created at the end.
 """
 
-import math
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
-from accelerate import Accelerator
-from tqdm import tqdm
+from annotated_types import Ge
 
 from o2o_diffusion.agents import NoAgent
 from o2o_diffusion.data.loading import check_rows, constant_columns, load_rows, make_replay
 from o2o_diffusion.data.tables import check_columns
-from o2o_diffusion.distributed import agree, num_processes, rank
+from o2o_diffusion.distributed import rank
+from o2o_diffusion.environments.tasks import Task
 from o2o_diffusion.errors import InputError
-from o2o_diffusion.quality.gate import REAL, aucs
+from o2o_diffusion.progress import progress_bar
+from o2o_diffusion.protocols import Generator
+from o2o_diffusion.quality.gate import aucs
 from o2o_diffusion.replay import Replay
 from o2o_diffusion.settings import Settings, compose
 from o2o_diffusion.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from o2o_diffusion.training.folders import SETTINGS, find_training, new_output, output_of, training_of
+from o2o_diffusion.training.folders import (
+    CHECKPOINTS,
+    SETTINGS,
+    find_training,
+    new_output,
+    output_of,
+    save_settings,
+    training_of,
+)
+from o2o_diffusion.training.plan import show_minutes, show_pools
+from o2o_diffusion.training.refresher import Refresher
 from o2o_diffusion.training.report import show_plan
-from o2o_diffusion.training.session import Interruption, processor, set_matmul, set_threads
-from o2o_diffusion.types import Metrics
+from o2o_diffusion.training.session import Session, check_losses
+from o2o_diffusion.types import GENERATED
 
 GROUPS = ("task", "generator")
 LOG_INTERVAL = 50
-"""Updates between looks at the loss, because fetching it from an accelerator costs a synchronisation."""
+"""Updates between reads of the loss; reading it from an accelerator forces a synchronization."""
 TRIAL_UPDATES = 10
 
 
 class GeneratorTraining:
-    """One refresh of a generator on a dataset, and on a second one whose rows carry the online label."""
+    """One refresh of a generator on a dataset and, optionally, a second dataset with the online label."""
 
     @dataclass(frozen=True)
     class Config:
-        """The run's own settings; the number of updates is the generator's."""
+        """Settings of the training itself; the number of updates is a setting of the generator."""
 
-        seed: Annotated[int, "decides everything random"] = 0
-        online_dataset: Annotated[str | None, "dataset whose rows carry the online label; null: none"] = None
+        seed: Annotated[int, "random seed of the training", Ge(0)] = 0
+        online_dataset: Annotated[str | None, "dataset with the online label; null: none"] = None
         output: Annotated[str | None, "folder to save the generator in; null: generators/<dataset>_<generator>"] = None
-        checkpoint_interval: Annotated[int, "updates between checkpoints"] = 2_000
-        quality_rows: Annotated[int, "new rows per label compared with training rows at the end; 0: none"] = 2_000
-        threads: Annotated[int, "threads per process; 0: the cores divided by the processes"] = 0
-        matmul: Annotated[str, "float32 matrix products: highest, medium (oneDNN), or auto: medium if exact"] = "auto"
+        checkpoint_interval: Annotated[int, "updates between checkpoints", Ge(1)] = 2_000
+        quality_rows: Annotated[
+            int, "generated rows per label to compare with training rows at the end; 0: none", Ge(0)
+        ] = 2_000
+        threads: Annotated[int, "threads per process; 0: cores divided by processes", Ge(0)] = 0
+        matmul: Annotated[str, "float32 matmul precision: highest, medium (oneDNN), or auto: medium if exact"] = "auto"
 
         def __post_init__(self):
-            if self.checkpoint_interval < 1:
-                raise ValueError(f"'checkpoint_interval' is {self.checkpoint_interval}, expected at least 1")
             if 0 != self.quality_rows < 100:
                 raise ValueError(f"'quality_rows' is {self.quality_rows}, expected 0 or at least 100")
 
-    def __init__(self, settings: Settings, folder: Path | None = None):
-        """New training, or with `folder` the interrupted one whose settings and checkpoints lie there."""
+    def __init__(self, settings: Settings, folder: Path | None = None, state: dict[str, Any] | None = None):
+        """Start a new training, or restore the interrupted one in `folder` from its saved `state`."""
         self.settings, self.config = settings, settings.run
-        resumed = load_checkpoint(folder / "checkpoints") if folder else None
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
-        self.main = self.accelerator.is_main_process
-        if self.accelerator.mixed_precision not in ("no", "bf16"):
-            raise InputError(f"mixed precision '{self.accelerator.mixed_precision}' is not supported; use bf16 or no")
-        self.threads, self.matmul = set_threads(self.config.threads), set_matmul(self.config.matmul)
-        with self.accelerator.main_process_first():
+        self.session = Session(self.config.threads, self.config.matmul)
+        with self.session.accelerator.main_process_first():
             name = str(settings.components["task"].config.dataset or "the task")
             check_columns(name)
-            self.task = settings.components["task"].build()
+            self.task: Task = settings.components["task"].build()
             self.online = load_rows(self.config.online_dataset) if self.config.online_dataset else None
         check_rows(name, self.task.dataset)
         self.output = output_of(folder) if folder else new_output(self.config.output, self._name())
         self.folder = folder or training_of(self.output)
-        self.replay = make_replay(self.task.dataset, self.online, self.accelerator.device)
-        self.generator = self._build()
-        self.total, self.updates = self.generator.num_updates, 0
+        self.replay = make_replay(self.task.dataset, self.online, self.session.device)
+        self.agent, self.refresher = NoAgent(), Refresher(self._build())
+        self.total = self.generator.next_refresh(self.replay).updates
         if self.total == 0 or not hasattr(self.generator, "save_pretrained"):
             raise InputError(f"generator {type(self.generator).__name__} has nothing to train")
-        if resumed is not None:
-            self._continue_from(resumed)
+        if state is not None:
+            self._continue_from(state)
 
     @classmethod
     def resume(cls, where: str) -> "GeneratorTraining":
-        """The training interrupted on its way to the folder `where`, or with "auto" the newest under generators/."""
+        """Restore the interrupted training of the generator `where`, or the newest under generators/ if "auto"."""
         folder = find_training(where)
-        return cls(compose(folder / SETTINGS, cls.Config, GROUPS), folder)
+        state = load_checkpoint(folder / CHECKPOINTS)  # first: settings of another version may be unknown
+        return cls(compose(folder / SETTINGS, cls.Config, GROUPS), folder, state)
 
-    def execute(self, interrupted: Callable[[], bool] | None = None) -> int:
-        """Show the plan, train, measure, save; returns the exit code, 130 after an interruption.
+    @property
+    def generator(self) -> Any:
+        """The generator in training."""
+        return self.refresher.generator
 
-        `interrupted` is asked between updates; Ctrl-C and SIGTERM where it is not given.
-        """
-        interrupted = interrupted or Interruption()
-        plan = self.plan()  # on every process, because it times updates, in which all of them take part
+    @property
+    def updates(self) -> int:
+        """Number of updates done."""
+        return self.refresher.total - self.refresher.updates_due
+
+    def execute(self) -> int:
+        """Show the plan, train, evaluate, save; returns the exit code, 130 if interrupted."""
+        self.session.listen()
+        plan = self.plan()  # on every process: the updates it times are collective
         try:
-            if self.main:
+            if self.session.is_main:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                settings = self.settings.with_run(threads=self.threads, matmul=self.matmul)
-                settings.save(self.folder / SETTINGS)
+                save_settings(self.settings.with_run(**self.session.choices()), self.folder)
                 show_plan(plan)
                 if constant := constant_columns(self.replay):
                     print(f"warning: constant columns, repeated in new rows: {', '.join(constant)}", file=sys.stderr)
-            finished = self.train(interrupted)
+            finished = self.train()
             if finished:
                 self.finish()
         finally:
-            if self.main and not checkpoints(self.folder / "checkpoints"):
+            if self.session.is_main and not checkpoints(self.folder / CHECKPOINTS):
                 shutil.rmtree(self.folder, ignore_errors=True)
-        if self.main and not finished:
+        if self.session.is_main and not finished:
             print(f"interrupted after {self.updates:,} updates; continue with: --resume {self.output}")
-        self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
+        self.session.close()
         return 0 if finished else 130
 
-    def train(self, interrupted: Callable[[], bool]) -> bool:
-        """Go on to the last update; returns False when interrupted. The last state is saved either way."""
-        agent, name = NoAgent(), type(self.generator).__name__
-        if self.updates == 0:
-            self.generator.begin_refresh(self.replay, agent)
-        with tqdm(desc=f"train {name}", total=self.total, initial=self.updates, disable=not self.main) as bar:
-            while self.updates < self.total:
-                if self._stop(interrupted):
+    def train(self) -> bool:
+        """Run the remaining updates; returns False if interrupted. Saves the last state in both cases."""
+        refresher, name = self.refresher, type(self.generator).__name__
+        if refresher.total == 0:
+            refresher.begin(self.replay, self.agent, 0)
+        with progress_bar(f"train {name}", self.total, initial=self.updates, disable=not self.session.is_main) as bar:
+            while refresher.updates_due:
+                if self.session.stop(self.updates):
                     self.save()
                     return False
-                with self.accelerator.autocast():
-                    metrics = self.generator.update(self.replay, agent)
-                self.updates += 1
+                with self.session.autocast():
+                    metrics = refresher.update(self.replay, self.agent)
                 bar.update()
-                due = self.updates % self.config.checkpoint_interval == 0 or self.updates == self.total
-                if due or self.updates % LOG_INTERVAL == 0:
-                    bar.set_postfix(self._losses(metrics))
-                if due:
+                save = self.updates % self.config.checkpoint_interval == 0 or not refresher.updates_due
+                if save or self.updates % LOG_INTERVAL == 0:
+                    check_losses(metrics, self.updates, "training")
+                    losses = {key: float(value) for key, value in metrics.items() if key.endswith("loss")}
+                    bar.set_postfix({key: f"{value:.3f}" for key, value in losses.items()}, refresh=False)
+                if save:
                     self.save()
         return True
 
     def finish(self) -> None:
-        """Measure the generator, save it, show where, and forget the checkpoints."""
+        """Evaluate the generator, save it, print its folder, and delete the checkpoints."""
         quality = measure(self.generator, self.replay, self.config.quality_rows)
-        if not self.main:
+        if not self.session.is_main:
             return
-        self.generator.facts = self.facts() | {"quality": quality}
-        self.generator.save_pretrained(self.output)
+        self.generator.save_pretrained(self.output, self.provenance() | {"quality": quality})
         shutil.rmtree(self.folder)
         for label, auc in quality["auc"].items() if quality else ():
-            print(f"{label} rows: a classifier tells new from training rows with AUC {auc:.3f} (0.5: not at all)")
+            print(f"{label} rows: a classifier distinguishes new from training rows with AUC {auc:.3f} (0.5: chance)")
         print(f"saved to {self.output}")
 
-    def facts(self) -> dict[str, Any]:
-        """What the generator is made from, for its folder and model card."""
-        return self.task.dataset.facts | {
+    def provenance(self) -> dict[str, Any]:
+        """Datasets, environment, updates and seed of the generator, for its folder and model card."""
+        return self.task.dataset.provenance | {
             "online_dataset": self.online.name if self.online else None,
             "online_dataset_sha256": self.online.fingerprint if self.online else None,
             "environment": asdict(self.task.environment),
@@ -159,85 +169,67 @@ class GeneratorTraining:
         }
 
     def plan(self) -> dict[str, str]:
-        """What is going to be done, for the header."""
-        pools = [f"{len(pool):,} {source.name.lower()}" for source, pool in self.replay.pools.items() if len(pool)]
+        """Summary of the training, for the header."""
         done = f", {self.updates:,} of them done" if self.updates else ""
         return {
             "task": self.task.description,
-            "rows": ", ".join(pools),
+            "rows": show_pools(self.replay),
             "generator": type(self.generator).__name__,
             "updates": f"{self.total:,}{done}",
-            "processes": f"{num_processes()} on {self.accelerator.device.type}, {self.threads} threads each,"
-            f" precision {self.accelerator.mixed_precision}, matrix products '{self.matmul}'",
-            "processor": processor(),
-            "expected": self._expected(),
+            **self.session.plan(),
+            "expected": show_minutes(self._expected_seconds()),
             "output": str(self.output),
         }
 
     def save(self) -> None:
-        """Write a checkpoint from which `resume` continues to the same weights."""
-        if self.main:
-            state = {"generator": self.generator.state_dict(), "updates": self.updates, "data": self._data()}
-            save_checkpoint(self.folder / "checkpoints", self.updates, state)
+        """Write a checkpoint; a training resumed from it reaches the same weights."""
+        if self.session.is_main:
+            state = {"refresher": self.refresher.state_dict(), "data": self._data()}
+            save_checkpoint(self.folder / CHECKPOINTS, self.updates, state)
 
     def _continue_from(self, state: dict[str, Any]) -> None:
         if state["data"] != self._data():
             raise InputError(f"{self.folder} was made with other data than {self.task.dataset.name} has now")
         try:
-            self.generator.load_state_dict(state["generator"])
+            self.refresher.load_state_dict(state["refresher"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise InputError(f"{self.folder} can't be continued: {error}") from error
-        self.updates = state["updates"]
 
     def _name(self) -> str:
-        """What a generator's folder is called: dataset and generator."""
+        """Default name of the generator folder: dataset and generator."""
         generator = self.settings.components["generator"].target.__name__.lower()
         return f"{Path(self.task.dataset.name).name}_{generator}"
 
     def _build(self) -> Any:
-        """The generator as its settings make it."""
-        device, component = self.accelerator.device, self.settings.components["generator"]
-        return component.build(self.task.dataset.spec, seed=self.config.seed, device=device)
+        """Build the generator from its settings."""
+        component = self.settings.components["generator"]
+        return component.build(self.task.spec, seed=self.config.seed, device=self.session.device)
 
     def _data(self) -> list[str]:
         return [dataset.fingerprint for dataset in (self.task.dataset, self.online) if dataset]
 
-    def _expected(self) -> str:
-        """Time of the updates that are left, from some updates of a generator that is thrown away."""
-        trial, agent, start = self._build(), NoAgent(), 0.0
-        trial.begin_refresh(self.replay, agent)
+    def _expected_seconds(self) -> float:
+        """Expected time of the remaining updates, measured on a throwaway generator."""
+        trial, start = Refresher(self._build()), 0.0
+        trial.begin(self.replay, self.agent, 0)
         for number in range(TRIAL_UPDATES + 1):
-            trial.update(self.replay, agent)
+            trial.update(self.replay, self.agent)
             start = start if number else time.perf_counter()  # the first update is slow
-        minutes = (self.total - self.updates) * (time.perf_counter() - start) / TRIAL_UPDATES / 60
-        return f"about {minutes:.0f} minutes" if minutes > 1 else "less than a minute"
-
-    def _losses(self, metrics: Metrics) -> dict[str, str]:
-        """Losses to show; raises InputError when one is not finite, before that is saved."""
-        losses = {name: float(value) for name, value in metrics.items() if name.endswith("loss")}
-        for name, value in losses.items():
-            if not math.isfinite(value):
-                raise InputError(f"{name} is {value} after {self.updates:,} updates: the training diverged")
-        return {name: f"{value:.3f}" for name, value in losses.items()}
-
-    def _stop(self, interrupted: Callable[[], bool]) -> bool:
-        if num_processes() > 1 and self.updates % 64:  # asking the others costs a message
-            return False
-        return agree(interrupted(), self.accelerator.device)
+        return (self.total - self.updates) * (time.perf_counter() - start) / TRIAL_UPDATES
 
 
-def measure(generator: Any, replay: Replay, num_rows: int) -> dict[str, Any] | None:
-    """Two-sample AUC of `num_rows` new rows against the training rows of their label, for each label that has any.
+def measure(generator: Generator, replay: Replay, num_rows: int) -> dict[str, Any] | None:
+    """Two-sample AUC of `num_rows` generated rows against the training rows of their label, for labels with rows.
 
-    Returns {"rows": number, "auc": {label: AUC}}, on the main process only. New rows are drawn on every process,
-    because all of them take part.
+    Returns {"rows": number, "auc": {label: AUC}} on the main process, None on the others. All processes must call it,
+    because sampling is collective.
     """
-    drawn = {
+    batches = {
         source: generator.sample(num_rows, source=source, replay=replay, agent=NoAgent())
-        for source, real in REAL.items()
-        if num_rows and len(replay.pools[real])
+        for source in GENERATED
+        if num_rows and len(replay.pools[source.real])
     }
-    if not drawn or rank() != 0:
+    if not batches or rank() != 0:
         return None
-    scores = aucs(drawn, replay, num_rows)
-    return {"rows": num_rows, "auc": {REAL[source].name.lower(): round(score, 4) for source, score in scores.items()}}
+    scores = aucs(batches, replay, num_rows)
+    return {"rows": num_rows, "auc": {source.label: round(score, 4) for source, score in scores.items()}}

@@ -133,6 +133,15 @@ def test_returns_of_a_loaded_episode(tmp_path, table):
     assert failing == pytest.approx(-500.0)  # -5 at every step for ever
 
 
+def test_released_episodes_leave_sizes_mean_return_and_fingerprint(tmp_path, table):
+    whole = load_dataset(str(write_npz(tmp_path, table)))
+    released = load_dataset(str(tmp_path / "tiny.npz")).without_episodes()
+    assert released.episodes == () and len(whole.episodes) == released.num_episodes == 4
+    assert released.num_transitions == sum((*LENGTHS, 2)) and released.fingerprint == whole.fingerprint
+    assert released.mean_return == whole.mean_return == pytest.approx(table["rewards"].sum() / 4, rel=1e-5)
+    assert released.provenance == whole.provenance and released.without_episodes().num_episodes == 4
+
+
 def test_pointmaze_is_flattened_like_its_environment():
     maze = {"continuing_task": False, "reset_target": False}
     recording = Recording("o2o/maze/tiny-v0", "PointMaze_UMaze-v3", maze, 30, num_steps=60, stages=[Stage("waypoints")])
@@ -140,7 +149,8 @@ def test_pointmaze_is_flattened_like_its_environment():
     dataset = load_dataset("o2o/maze/tiny-v0")
     assert dataset.observation_keys == ("desired_goal", "observation") and dataset.spec.observation_dim == 6
     assert dataset.environment is not None and dataset.environment.max_episode_steps == 30
-    environment = make_environment(dataset.environment, dataset.observation_keys)
+    assert dataset.environment.observation_keys == dataset.observation_keys
+    environment = make_environment(dataset.environment)
     observation, _ = environment.reset(seed=recording.seed)
     episode = dataset.episodes[0]
     for step in range(len(episode)):

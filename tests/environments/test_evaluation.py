@@ -18,10 +18,22 @@ class Still:
     def __init__(self, dim):
         self.dim, self.rows = dim, 0
 
-    def act(self, observations, *, deterministic=False):
+    def act(self, observations, *, deterministic=False, rng=None):
         assert deterministic
         self.rows += len(observations)
         return torch.zeros(len(observations), self.dim)
+
+
+class Drawing:
+    """Draws its actions even when it is evaluated, and keeps them."""
+
+    def __init__(self):
+        self.actions = []
+
+    def act(self, observations, *, deterministic=False, rng=None):
+        assert deterministic and rng is not None
+        self.actions.append(2 * rng.uniform(len(observations), 3) - 1)
+        return self.actions[-1]
 
 
 def reference(spec, seed, dim):
@@ -51,9 +63,22 @@ def test_equal_agents_get_equal_evaluations():
     assert evaluator(Still(3)) == first and len(evaluator(Still(3), episodes=2).returns) == 2
 
 
+def test_an_agent_that_draws_gets_the_same_numbers_at_every_call():
+    evaluator, agents = Evaluator(HOPPER, episodes=4, seed=0, max_parallel=2), [Drawing() for _ in range(3)]
+    first = evaluator(agents[0])
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    evaluator(Still(3))
+    assert evaluator(agents[1]) == first and torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.cat(agents[0].actions), torch.cat(agents[1].actions))
+    Evaluator(HOPPER, episodes=4, seed=1, max_parallel=2)(agents[2])
+    assert not torch.equal(agents[0].actions[0], agents[2].actions[0])
+
+
 def test_success_is_counted_in_goal_tasks():
-    spec = EnvironmentSpec("PointMaze_UMaze-v3", {"continuing_task": False}, 20)
-    evaluation = Evaluator(spec, ("desired_goal", "observation"), episodes=3, seed=0)(Still(2))
+    keys = ("desired_goal", "observation")
+    spec = EnvironmentSpec("PointMaze_UMaze-v3", {"continuing_task": False}, 20, keys)
+    evaluation = Evaluator(spec, episodes=3, seed=0)(Still(2))
     assert evaluation.successes is not None and len(evaluation.successes) == 3
     assert evaluation.unit == "success rate in %" and evaluation.score == 100 * np.mean(evaluation.successes)
 

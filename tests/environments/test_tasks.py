@@ -1,9 +1,29 @@
+import gymnasium as gym
 import numpy as np
 import pytest
 
+from o2o_diffusion.data.datasets import load_dataset
+from o2o_diffusion.environments.recording import Recording, record
 from o2o_diffusion.environments.tasks import Task, reward_transform
 from o2o_diffusion.errors import InputError
-from o2o_diffusion.types import Episode
+from o2o_diffusion.replay import Replay
+from o2o_diffusion.types import EnvironmentSpec, Episode, Source
+
+
+@pytest.fixture
+def light_pendulum(tmp_path, monkeypatch):
+    """A recording of Pendulum-v1 with g = 5 and 20 steps per episode."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "store"))
+    record(Recording("o2o/light-v0", "Pendulum-v1", {"g": 5.0}, 20, num_steps=60), progress=False)
+    return "o2o/light-v0"
+
+
+@pytest.fixture
+def heavy_pendulum():
+    """An environment like Pendulum-v1 with other physics."""
+    gym.register("HeavyPendulum-v0", "gymnasium.envs.classic_control:PendulumEnv", kwargs={"g": 20.0})
+    yield "HeavyPendulum-v0"
+    del gym.registry["HeavyPendulum-v0"]
 
 
 def episodes(*rewards: list[float]) -> list[Episode]:
@@ -41,5 +61,40 @@ def test_a_task_without_dataset_starts_from_nothing():
 def test_the_dataset_is_refused_where_it_does_not_fit(pendulum_table):
     with pytest.raises(InputError, match=r"observations \[3\].*Hopper-v5, which has observations \[11\]"):
         Task(Task.Config(dataset=pendulum_table, environment="Hopper-v5"))
-    with pytest.raises(InputError, match=r"'task\.reward': 'rang' is not one of"):
-        Task(Task.Config(dataset=pendulum_table, environment="Pendulum-v1", reward="rang"))
+
+
+def test_loading_stores_the_episodes_and_releases_them(pendulum_table):
+    task, whole = Task(Task.Config(dataset=pendulum_table, environment="Pendulum-v1")), load_dataset(pendulum_table)
+    replay = Replay(task.spec, {Source.OFFLINE: task.dataset.num_transitions}, transform=task.transform)
+    description = task.description
+    task.load(replay)
+    assert len(replay.offline) == 400 and replay.offline.all().returns.isfinite().all()
+    observations = np.concatenate([episode.observations[:-1] for episode in whole.episodes])
+    assert np.array_equal(replay.offline.all().observations.numpy(), observations)
+    assert task.dataset.episodes == () and task.description == description
+    for name in ("fingerprint", "mean_return", "num_transitions", "num_episodes"):
+        assert getattr(task.dataset, name) == getattr(whole, name), name
+    assert (task.dataset.num_episodes, task.dataset.num_transitions) == (2, 400)
+
+
+def test_the_data_and_the_policy_may_have_different_environments(light_pendulum, heavy_pendulum):
+    data = EnvironmentSpec("Pendulum-v1", {"g": 5.0}, 20)
+    own = Task(Task.Config(dataset=light_pendulum)).spec
+    assert own.environment == own.data_environment == data
+    other = Task(Task.Config(dataset=light_pendulum, environment=heavy_pendulum))
+    assert other.environment == other.spec.environment == EnvironmentSpec(heavy_pendulum)
+    assert other.spec.data_environment == data
+    for source in Source:
+        expected = data if source.label == "offline" else other.environment
+        assert other.spec.environment_of(source) == expected
+    assert getattr(other.make_environment().unwrapped, "g") == 20.0  # noqa: B009
+    limited = Task(Task.Config(dataset=light_pendulum, max_episode_steps=7)).spec
+    assert limited.environment == EnvironmentSpec("Pendulum-v1", {"g": 5.0}, 7) and limited.data_environment == data
+    assert own == other.spec == limited  # specs are compared by their dimensions
+
+
+def test_data_that_name_no_environment_come_from_the_one_that_is_set(pendulum_table):
+    task = Task(Task.Config(dataset=pendulum_table, environment="Pendulum-v1"))
+    assert task.spec.environment == task.spec.data_environment == EnvironmentSpec("Pendulum-v1")
+    with pytest.raises(InputError, match=r"names no environment; set task\.environment="):
+        Task(Task.Config(dataset=pendulum_table))

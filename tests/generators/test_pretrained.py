@@ -1,43 +1,52 @@
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 import torch
+from builders import make_replay
 from huggingface_hub import ModelCard
 
+from o2o_diffusion.diffusion.sampling import Sampling
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.generators.cfdg import CFDG
-from o2o_diffusion.generators.pretrained import check_manifest, checksum, find_folder, load_generator, read_facts
-from o2o_diffusion.replay import Replay
-from o2o_diffusion.types import Source, Transitions, TransitionSpec
+from o2o_diffusion.generators.pretrained import check_manifest, checksum, find_folder, load_generator, read_provenance
+from o2o_diffusion.types import TransitionSpec
 
 SPEC = TransitionSpec(3, 1)
-TINY = CFDG.Config(updates=4, batch_size=16, width=8, depth=1, embedding_dim=8, num_steps=3)
+TINY = CFDG.Config(updates=4, batch_size=16, width=8, depth=1, embedding_dim=8, sampling=Sampling(num_steps=3))
+PROVENANCE = {
+    "dataset": "mujoco/hopper/medium-v0",
+    "dataset_sha256": "ab" * 32,
+    "updates": 4_000,
+    "environment": {"id": "Hopper-v5"},
+    "quality": {"rows": 500, "auc": {"offline": 0.6123}},
+}
 
 
 @pytest.fixture
 def generator() -> CFDG:
     """Fitted to 200 offline and 100 online rows of noise, not trained."""
-    noise, replay = torch.Generator().manual_seed(0), Replay(SPEC, {Source.OFFLINE: 200, Source.ONLINE: 100})
-    for pool in (replay.offline, replay.online):
-        size = pool.capacity
-        fields = [torch.rand(size, *shape, generator=noise) for shape in ((3,), (1,), (), (3,), ())]
-        fields[-1] = (fields[-1] < 0.1).float()
-        pool.append(Transitions.create(*fields))
-    generator = CFDG(TINY, SPEC, seed=0)
+    replay, generator = make_replay(SPEC, offline=200, online=100), CFDG(TINY, SPEC, seed=0)
     generator.model.fit([replay.offline, replay.online], (0.5, 0.5))
     return generator
 
 
 @pytest.fixture
 def folder(generator, tmp_path) -> Path:
-    generator.facts = {"dataset": "mujoco/hopper/medium-v0", "dataset_sha256": "ab" * 32, "updates": 4_000}
-    generator.facts |= {"environment": {"id": "Hopper-v5"}, "quality": {"rows": 500, "auc": {"offline": 0.6123}}}
-    generator.save_pretrained(tmp_path / "saved")
+    generator.save_pretrained(tmp_path / "saved", PROVENANCE)
     return tmp_path / "saved"
+
+
+def rewrite(path: Path, content: dict) -> None:
+    """Change a JSON file of a folder and its manifest, as a save would have."""
+    path.write_text(json.dumps(content))
+    manifest = path.with_name("sha256.json")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {path.name: digest}))
 
 
 def test_a_folder_explains_itself(folder):
@@ -56,18 +65,61 @@ def test_a_folder_explains_itself(folder):
     assert "README.md" in json.loads((folder / "sha256.json").read_text())
 
 
-def test_facts_and_rows_survive_in_whatever_class_saved_them(folder, generator):
+def test_provenance_and_rows_survive_in_whatever_class_saved_them(folder, draw):
     loaded = load_generator(folder, SPEC, seed=3)
-    assert type(loaded) is CFDG and loaded.facts == generator.facts == read_facts(folder)
-    rows = [SPEC.flatten(made.sample(5)) for made in (loaded, CFDG.from_pretrained(folder, seed=3))]
+    assert type(loaded) is CFDG and read_provenance(folder) == PROVENANCE
+    rows = [SPEC.flatten(draw(made, 5)) for made in (loaded, CFDG.from_pretrained(folder, seed=3))]
     assert torch.equal(*rows)
+
+
+def test_sampling_settings_come_back(folder, generator):
+    generator.config = replace(TINY, sampling=Sampling(solver="heun", num_steps=7, churn=3.0, restarts=2))
+    generator.save_pretrained(folder)
+    loaded = load_generator(folder)
+    assert loaded.config.sampling == generator.config.sampling
+    assert json.loads((folder / "generator.json").read_text())["sampling"]["num_steps"] == 7
+
+
+@pytest.mark.parametrize(
+    ("flat", "sampling"),
+    [
+        ({"solver": "dpm", "num_steps": 5}, Sampling(num_steps=5, restarts=0)),  # written before there were restarts
+        (
+            {"solver": "heun", "num_steps": 9, "churn": 40.0, "restarts": 3, "restart_sigma": 0.5, "start_sigma": None},
+            Sampling(solver="heun", num_steps=9, churn=40.0, restarts=3, restart_sigma=0.5),
+        ),
+    ],
+)
+def test_a_folder_of_version_0_1_still_loads(folder, flat, sampling, draw):
+    rows = [SPEC.flatten(draw(replaced(folder, sampling), 5))]
+    nested = json.loads((folder / "generator.json").read_text())
+    del nested["sampling"]
+    rewrite(folder / "generator.json", nested | flat)
+    rewrite(folder / "facts.json", {"dataset": "an/old-one-v0"})
+    (folder / "provenance.json").unlink()
+    manifest = json.loads((folder / "sha256.json").read_text())
+    del manifest["provenance.json"]
+    (folder / "sha256.json").write_text(json.dumps(manifest))
+    loaded = load_generator(folder, seed=3)
+    assert loaded.config.sampling == sampling and loaded.config.width == TINY.width
+    assert read_provenance(folder) == {"dataset": "an/old-one-v0"}
+    rows.append(SPEC.flatten(draw(loaded, 5)))
+    assert torch.equal(*rows)
+    loaded.save_pretrained(folder)  # in today's form
+    assert load_generator(folder).config.sampling == sampling and not (folder / "facts.json").exists()
+
+
+def replaced(folder: Path, sampling: Sampling) -> CFDG:
+    """The saved generator with other settings of sampling."""
+    generator = load_generator(folder, seed=3)
+    generator.config = replace(generator.config, sampling=sampling)
+    return generator
 
 
 def test_saving_again_replaces_a_generator_and_nothing_else(folder, generator, tmp_path):
     first = checksum(folder)
-    generator.facts = {}
     generator.save_pretrained(folder)
-    assert checksum(folder) != first and read_facts(folder) == {}
+    assert checksum(folder) != first and read_provenance(folder) == {}
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
@@ -150,18 +202,12 @@ def test_what_cannot_be_had_is_one_line(folder, monkeypatch):
 
 def test_only_classes_of_the_package_are_run_from_the_hub(folder, monkeypatch):
     path = folder / "generator.json"
-    path.write_text(path.read_text().replace("o2o_diffusion.generators.cfdg.CFDG", "os.path.join"))
-    digests = json.loads((folder / "sha256.json").read_text())
-    (folder / "sha256.json").write_text(json.dumps(digests | {"generator.json": sha256(path)}))
+    rewrite(path, json.loads(path.read_text()) | {"target": "os.path.join"})
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folder))
     with pytest.raises(InputError, match=r"os\.path\.join; only classes of o2o_diffusion are run from the hub"):
         load_generator("someone/hopper-cfdg")
     with pytest.raises(InputError, match="has no nested dataclass Config"):
         load_generator(folder)
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class Hub:
@@ -183,7 +229,8 @@ class Hub:
 
 def test_pushing_uploads_a_whole_folder_with_its_card(folder, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
-    address = CFDG.from_pretrained(folder).push_to_hub("me/hopper", license="cc-by-4.0", private=True, token="t")
+    options = {"license": "cc-by-4.0", "private": True, "token": "t"}
+    address = CFDG.from_pretrained(folder).push_to_hub("me/hopper", read_provenance(folder), **options)
     calls = Hub.last.calls
     assert address == "https://huggingface.co/me/hopper"
     assert (calls["repo_id"], calls["private"], calls["exist_ok"], calls["token"]) == ("me/hopper", True, True, "t")

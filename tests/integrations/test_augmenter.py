@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from o2o_diffusion.types import Source
 
 TINY = [
     "updates=20", "refresh_updates=10", "num_samples=200", "first_refresh=40", "refresh_interval=30", "batch_size=32",
-    "width=16", "depth=1", "embedding_dim=8", "num_steps=4",
+    "width=16", "depth=1", "embedding_dim=8", "sampling.num_steps=4", "max_auc=1",
 ]  # fmt: skip
 
 
@@ -71,7 +72,8 @@ def test_importing_the_augmenter_brings_no_environment_logger_or_trainer():
     code = (
         "import sys; from o2o_diffusion import Augmenter; unwanted = {'gymnasium', 'mujoco', 'minari', 'wandb', "
         "'tensorboard', 'accelerate', 'diffusers', 'sklearn', 'matplotlib', 'stable_baselines3'}; "
-        "unwanted |= {'o2o_diffusion.' + name for name in ('finetuning', 'runs', 'logger', 'envs', 'generation')}; "
+        "own = ('training.loop', 'training.finetune', 'training.logger', 'environments'); "
+        "unwanted |= {'o2o_diffusion.' + name for name in own}; "
         "print(sorted(unwanted & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
@@ -129,6 +131,33 @@ def test_without_generated_rows_sampling_says_what_to_do():
     assert Augmenter.fit(arrays(), generator="none").num_generated == 0
 
 
+def test_rows_that_the_gate_refuses_are_not_used():
+    """As in a run: a warning, an empty pool, real batches; the next refresh may be accepted."""
+    augmenter = Augmenter(arrays(), settings=[*TINY, "max_auc=0.1"])
+    with pytest.warns(UserWarning, match=r"are refused: .* with AUC [01]\.\d+ \(limit 0\.1\); batches hold real rows"):
+        verdict = augmenter.refresh()
+    assert not verdict.accepted and verdict.auc > 0.1 and verdict.rows == verdict.asked_rows == 200
+    assert augmenter.num_generated == 0 and augmenter.refreshes == augmenter.refresher.refused == 1
+    real, observation = Buffer(), np.zeros(2)
+    for _ in range(30):
+        real.add(observation, observation, np.zeros(1), 0.0, False, {})
+    assert (augmenter.wrap(real, ratio=0.5).sample(20).observations == 0).all()
+    with pytest.raises(InputError, match="no generated rows yet"):
+        augmenter.sample(5)
+    with pytest.warns(UserWarning, match="are refused"):
+        assert not augmenter.redraw().accepted
+    augmenter.generator.config = replace(augmenter.generator.config, max_auc=1.0)
+    assert augmenter.redraw().accepted and augmenter.num_generated == 200 and augmenter.refreshes == 1
+
+
+def test_a_refresh_on_the_way_is_refused_too():
+    augmenter = Augmenter(TransitionSpec(2, 1), settings=[*TINY, "max_auc=0.1"])
+    augmenter.observe(**arrays(100))
+    with pytest.warns(UserWarning, match="are refused"):
+        assert augmenter.maybe_refresh(100)
+    assert augmenter.num_generated == 0 and not augmenter.maybe_refresh(129)  # the next one is due as usual
+
+
 def test_restoring_continues_to_the_same_rows(tmp_path):
     first = Augmenter.fit(arrays(), online=arrays(50, seed=1), settings=TINY)
     first.observe(**arrays(60, seed=2))
@@ -163,13 +192,13 @@ def test_a_saved_generator_is_drawn_from_at_once(fitted, tmp_path):
         Augmenter.from_pretrained(tmp_path / "saved", dataset=wide)
 
 
-def test_the_report_has_floors_and_warns_of_rows_that_are_told_apart(fitted):
+def test_the_report_has_floors_and_warns_of_rows_that_are_told_apart(fitted, monkeypatch):
     with warnings.catch_warnings(action="ignore"):
         report = fitted.report(rows=150)
     numbers = report["labels"]["offline"]
     assert set(report["labels"]) == {"offline", "online"} and report["auc"] >= numbers["auc"]["generated"]
     assert numbers["auc"]["floor"] < 0.7 and numbers["outside_box"]["generated"] == 0
-    fitted.generator.max_auc = 0.0
+    monkeypatch.setattr(fitted.generator, "config", replace(fitted.generator.config, max_auc=0.0))
     with pytest.warns(UserWarning, match=r"AUC of 0\.\d+, more than 0\.0"):
         fitted.report(rows=150)
 

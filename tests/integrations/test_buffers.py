@@ -11,7 +11,10 @@ from o2o_diffusion.errors import InputError
 from o2o_diffusion.integrations.augmenter import Detached
 from o2o_diffusion.integrations.buffers import mixed
 
-TINY = ["updates=10", "num_samples=200", "first_refresh=10", "batch_size=32", "width=8", "depth=1", "num_steps=2"]
+TINY = [
+    "updates=10", "num_samples=200", "first_refresh=10", "batch_size=32", "width=8", "depth=1", "sampling.num_steps=2",
+    "max_auc=1",
+]  # fmt: skip
 
 
 class Batch(NamedTuple):

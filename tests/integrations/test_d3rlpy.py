@@ -2,41 +2,17 @@ import io
 
 import numpy as np
 import pytest
-import torch
 
 pytest.importorskip("d3rlpy")
 
 import d3rlpy
 from d3rlpy.algos import CalQLConfig, IQLConfig, TD3PlusBCConfig
 from d3rlpy.dataset import Episode, InfiniteBuffer, MultiStepTransitionPicker, ReplayBuffer
+from marked import MARK, MarkedRows
 
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.integrations.augmenter import Augmenter
 from o2o_diffusion.integrations.d3rlpy import mixed, to_arrays, to_d3rlpy
-from o2o_diffusion.schedule import GeneratedShare
-from o2o_diffusion.types import Source, Transitions
-
-MARK = 7.0
-"""Observations of generated rows; real ones are below 1."""
-
-
-class Marked:
-    """A generator whose rows can be told: every second one ends the task."""
-
-    generated = GeneratedShare(share=0.5, online=0.5)
-    num_samples, num_updates, first_refresh, refresh_interval = 20, 1, 10, 100
-
-    def begin_refresh(self, replay, agent):
-        pass
-
-    def update(self, replay, agent):
-        return {}
-
-    def sample(self, num_samples, *, source=Source.GENERATED_ONLINE, replay=None, agent=None):
-        observations = torch.full((num_samples, 3), MARK)
-        ends = (torch.arange(num_samples) % 2).float()
-        actions = torch.full((num_samples, 1), 0.5)
-        return Transitions.create(observations, actions, ends - 2, observations + 1, ends, source=source)
 
 
 def real(**options) -> ReplayBuffer:
@@ -55,7 +31,7 @@ def real(**options) -> ReplayBuffer:
 
 
 def augmenter(**options) -> Augmenter:
-    return Augmenter.fit(to_arrays(real()), generator=Marked(), **options)  # pyright: ignore[reportArgumentType]
+    return Augmenter.fit(to_arrays(real()), generator=MarkedRows(), **options)
 
 
 @pytest.fixture(autouse=True)
@@ -186,7 +162,7 @@ def test_what_does_not_fit_is_refused():
 
 
 def test_a_diffusion_model_fits_a_d3rlpy_dataset():
-    tiny = ["updates=10", "batch_size=32", "width=16", "depth=1", "num_steps=2", "num_samples=50"]
+    tiny = ["updates=10", "batch_size=32", "width=16", "depth=1", "sampling.num_steps=2", "num_samples=50", "max_auc=1"]
     buffer = real()
     batch = mixed(buffer, Augmenter.fit(to_arrays(buffer), settings=tiny), 40, 0.5).sample_transition_batch(30)
     assert np.isfinite(batch.observations).all() and np.abs(batch.actions).max() <= 1

@@ -16,7 +16,7 @@ from o2o_diffusion.integrations.sb3 import AugmentCallback, AugmentedReplayBuffe
 
 TINY = [
     "updates=20", "refresh_updates=10", "num_samples=200", "first_refresh=100", "refresh_interval=100",
-    "batch_size=32", "width=16", "depth=1", "embedding_dim=8", "num_steps=4",
+    "batch_size=32", "width=16", "depth=1", "embedding_dim=8", "sampling.num_steps=4", "max_auc=1",
 ]  # fmt: skip
 PENDULUM = TransitionSpec(3, 1)
 
@@ -86,9 +86,9 @@ def test_generated_rows_are_normalised_as_real_ones_and_the_augmenter_sees_raw_o
         model.replay_buffer.observations[:100].reshape(200, 3), augmenter.replay.online.all().observations.numpy()
     )
     assert augmenter.replay.online.all().rewards.min() < -1  # raw; normalised ones would be smaller
-    state = augmenter.noise.state_dict()  # so that both draw the same rows
+    state = augmenter.rng.state_dict()  # so that both draw the same rows
     raw = augmenter.sample(8, unit_actions=True)
-    augmenter.noise.load_state_dict(state)
+    augmenter.rng.load_state_dict(state)
     batch = model.replay_buffer.sample(16, env=environment)
     for name in ("observations", "next_observations"):
         expected = environment.normalize_obs(getattr(raw, name).numpy())

@@ -5,6 +5,7 @@ import torch
 
 pytest.importorskip("torchrl")
 
+from marked import MARK, MarkedRows
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import nn
@@ -16,30 +17,6 @@ from torchrl.objectives import DDPGLoss
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.integrations.augmenter import Augmenter
 from o2o_diffusion.integrations.torchrl import augment_transform
-from o2o_diffusion.schedule import GeneratedShare
-from o2o_diffusion.types import Source, Transitions
-
-MARK = 7.0
-"""Observations of generated rows; real ones are below 1."""
-
-
-class Marked:
-    """A generator whose rows can be told: every second one ends the task."""
-
-    generated = GeneratedShare(share=0.5, online=0.5)
-    num_samples, num_updates, first_refresh, refresh_interval = 20, 1, 10, 100
-
-    def begin_refresh(self, replay, agent):
-        self.seen = len(replay.online)
-
-    def update(self, replay, agent):
-        return {}
-
-    def sample(self, num_samples, *, source=Source.GENERATED_ONLINE, replay=None, agent=None):
-        observations = torch.full((num_samples, 3), MARK)
-        ends = (torch.arange(num_samples) % 2).float()
-        actions = torch.full((num_samples, 1), 0.5)
-        return Transitions.create(observations, actions, -ends, observations + 1, ends, source=source)
 
 
 def rollout(size: int, seed: int = 0) -> TensorDict:
@@ -75,7 +52,7 @@ def augmenter(**options) -> Augmenter:
         "next_observations": batch["next", "observation"],
         "terminations": batch["next", "terminated"],
     }
-    return Augmenter.fit(data, generator=Marked(), **options)  # pyright: ignore[reportArgumentType]
+    return Augmenter.fit(data, generator=MarkedRows(), **options)
 
 
 def buffer(ratio: float | Callable[[int], float], batch_size: int = 10, storage=LazyTensorStorage, **options):
@@ -106,7 +83,7 @@ def test_generated_rows_are_whole_transitions():
     batch = buffer(1.0, 40).sample()
     ends = batch["next", "terminated"]
     assert 0 < ends.sum() < 40
-    assert torch.equal(ends, batch["next", "done"]) and torch.equal(batch["next", "reward"], -ends.float())
+    assert torch.equal(ends, batch["next", "done"]) and torch.equal(batch["next", "reward"], ends.float() - 2)
     assert (batch["next", "observation"] == MARK + 1).all() and (batch["action"] == 0.5).all()
     for key in ("done", "terminated", "truncated", ("next", "truncated")):
         assert not batch[key].any()
@@ -156,7 +133,7 @@ def test_batches_are_real_until_something_was_generated():
     replay_buffer = TensorDictReplayBuffer(
         storage=LazyTensorStorage(100),
         batch_size=8,
-        transform=augment_transform(Augmenter(spec, generator=Marked()), 0.5),  # pyright: ignore[reportArgumentType]
+        transform=augment_transform(Augmenter(spec, generator=MarkedRows()), 0.5),
     )
     replay_buffer.extend(rollout(20))
     assert not replay_buffer.sample()["generated"].any()

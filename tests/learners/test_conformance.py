@@ -1,64 +1,35 @@
 """Every file in configs/learner names a learner that keeps the contract."""
 
 from copy import deepcopy
-from importlib import import_module
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from builders import LARGEST, SPEC, build, leaves, make_replay, names, raw_batch
 
+from o2o_diffusion.distributed import ShardedRng
+from o2o_diffusion.networks.normalizer import Normalizer
 from o2o_diffusion.replay import Replay
 from o2o_diffusion.samplers.mixture import Mixture
 from o2o_diffusion.schedule import Budget
-from o2o_diffusion.types import Source, Transitions, TransitionSpec
 
-SPEC = TransitionSpec(5, 2)
-CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "learner").glob("*.yaml"))
-LEARNER = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-
-
-def build(path: Path, seed: int = 0) -> Any:
-    settings = OmegaConf.merge({"discount": 0.99, "learner": OmegaConf.load(path)}).learner
-    OmegaConf.update(settings, "discount", 0.99)
-    module, name = settings.pop("target").rsplit(".", 1)
-    cls = getattr(import_module(module), name)
-    config = OmegaConf.merge(OmegaConf.structured(cls.Config), settings, {"hidden": [16, 16], "batch_size": 32})
-    return cls(OmegaConf.to_object(config), SPEC, seed=seed)
+LEARNER = pytest.mark.parametrize("path", names("learner"), ids=lambda path: path.stem)
+BUDGET = Budget(pretrain_updates=10, online_steps=10_000)
+UPDATES = LARGEST["interval"] + 2  # so that every network is trained in each phase
 
 
-def make_replay() -> Replay:
-    g = torch.Generator().manual_seed(0)
-
-    def normal(*shape):
-        return torch.randn(*shape, generator=g)
-
-    replay = Replay(SPEC, {Source.OFFLINE: 200, Source.ONLINE: 200})
-    for pool in (replay.offline, replay.online):
-        terminations = (normal(200) > 1).float()
-        pool.append(
-            Transitions.create(
-                3 + 2 * normal(200, 5),
-                normal(200, 2).tanh(),
-                normal(200),
-                normal(200, 5),
-                terminations,
-                returns=normal(200),
-            )
-        )
-    return replay
+def off_center() -> Replay:
+    """A replay whose observations have to be normalized."""
+    return make_replay(centers=(3.0, 3.0))
 
 
-def train(learner, replay, updates=22, seed=0):
-    """`updates` updates in each phase; returns the last metrics."""
-    metrics = {}
-    for phase in learner.phases(Budget(pretrain_updates=10, online_steps=10_000)):
-        sampler = Mixture(Mixture.Config(ramp=0), SPEC, seed=seed)
+def train(learner, replay, updates=UPDATES, seed=0):
+    """`updates` updates in each phase that learns; returns the last value of each metric."""
+    metrics, sampler = {}, Mixture(Mixture.Config(ramp=0), SPEC, seed=seed)
+    for phase in learner.phases(BUDGET):
         learner.begin_phase(phase, replay)
-        sampler.begin_phase(phase.shares)
-        for _ in range(updates):
-            metrics = metrics | learner.update(sampler.sample(replay, learner.batch_size))
+        for _ in range(updates if phase.learns else 0):
+            draw = sampler.sample(replay, phase.shares, phase.batch_size)
+            metrics |= learner.update(replay.scaled(replay.gather(draw)))
     return metrics
 
 
@@ -66,90 +37,165 @@ def networks(learner):
     return {name: part for name, part in vars(learner).items() if isinstance(part, torch.nn.Module)}
 
 
-def weights(learner):
-    return {f"{name}.{key}": w for name, net in networks(learner).items() for key, w in net.state_dict().items()}
+def normalizers(learner):
+    modules = [module for network in networks(learner).values() for module in network.modules()]
+    return [module for module in modules if isinstance(module, Normalizer)]
+
+
+def normalizes(learner):
+    return getattr(learner.config, "normalize_observations", False)
+
+
+def explore(learner):
+    return learner.act(raw_batch(50, center=3.0).observations, rng=ShardedRng(0))
+
+
+def assert_equal(one, other):
+    """Compare two states to the bit."""
+    one, other = leaves(one), leaves(other)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        same = torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name]
+        assert same, name
+
+
+@LEARNER
+def test_phases_are_within_the_budget(path):
+    phases = build("learner", path).phases(BUDGET)
+    assert phases and any(phase.learns for phase in phases)
+    assert sum(phase.env_steps for phase in phases) <= BUDGET.online_steps
+    for phase in phases:
+        shares = phase.shares
+        parts = (shares.offline, shares.online, shares.generated_offline, shares.generated_online)
+        assert phase.batch_size > 0 and min(parts) >= 0 and sum(parts) == pytest.approx(1)
+        assert phase.updates > 0 or phase.env_steps > 0
 
 
 @LEARNER
 def test_trains_finitely_through_its_phases(path):
-    learner = build(path)
-    before = {name: w.clone() for name, w in weights(learner).items()}
-    metrics = train(learner, make_replay())
+    learner, replay = build("learner", path), off_center()
+    learner.begin_phase(learner.phases(BUDGET)[0], replay)
+    observations = replay.offline.all().observations
+    before = learner.act(observations, deterministic=True)
+    metrics = train(learner, replay)
+    assert any(name.endswith("loss") for name in metrics)
     assert all(value.ndim == 0 and not value.requires_grad and value.isfinite() for value in metrics.values())
-    assert all(w.isfinite().all() for w in weights(learner).values())
-    assert any(not torch.equal(w, before[name]) for name, w in weights(learner).items() if name.startswith("actor"))
+    state = [value for value in leaves(learner.state_dict()).values() if isinstance(value, torch.Tensor)]
+    assert all(value.isfinite().all() for value in state)
+    assert not torch.equal(learner.act(observations, deterministic=True), before)
+
+
+@LEARNER
+def test_a_loss_on_raw_rows_is_not_finite(path):
+    phases = build("learner", path).phases(BUDGET)
+    for number in (number for number, phase in enumerate(phases) if phase.learns):
+        learner = build("learner", path)
+        for phase in phases[: number + 1]:
+            learner.begin_phase(phase, off_center())
+        metrics = learner.update(raw_batch(phases[number].batch_size))
+        assert not all(value.isfinite() for name, value in metrics.items() if name.endswith("loss"))
 
 
 @LEARNER
 def test_acts_within_bounds_and_answers_as_an_agent(path):
-    learner = build(path)
-    train(learner, make_replay(), updates=2)
-    observations = 10 * torch.randn(50, 5)
+    learner = build("learner", path)
+    train(learner, off_center(), updates=2)
+    observations = 10 * torch.randn(50, SPEC.observation_dim)
     for deterministic in (False, True):
-        actions = learner.act(observations, deterministic=deterministic)
+        actions = learner.act(observations, deterministic=deterministic, rng=ShardedRng(0))
         assert actions.shape == (50, 2) and actions.abs().max() <= 1 and not actions.requires_grad
     assert torch.equal(actions, learner.act(observations, deterministic=True))
-    actions = (0.9 * actions).requires_grad_()
-    assert learner.values(observations, actions).shape == (50,)
+    observations, actions = observations.requires_grad_(), (0.9 * actions).requires_grad_()
+    values = learner.values(observations, actions)
+    assert values.shape == (50,)
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(values.sum(), (observations, actions)))
     try:
         log_prob = learner.log_prob(observations, actions)
     except TypeError as refusal:  # of a deterministic actor
         assert "no density" in str(refusal)
         return
+    assert log_prob.shape == (50,)
     (gradient,) = torch.autograd.grad(log_prob.sum(), actions)
     assert gradient.isfinite().all()
 
 
 @LEARNER
+def test_explores_with_the_callers_rng_only(path):
+    learner = build("learner", path)
+    for phase in learner.phases(BUDGET):
+        learner.begin_phase(phase, off_center())
+        before = deepcopy(learner.state_dict())
+        assert torch.equal(explore(learner), explore(learner))
+        learner.act(torch.ones(3, SPEC.observation_dim), deterministic=True)
+        assert_equal(learner.state_dict(), before)
+        with pytest.raises(TypeError):
+            learner.act(torch.ones(3, SPEC.observation_dim))
+
+
+@LEARNER
 def test_restores_to_bit_equal_updates_and_actions(path):
-    learner, replay = build(path, seed=1), make_replay()
+    learner, replay = build("learner", path, seed=1), off_center()
     train(learner, replay)
-    restored = build(path, seed=2)
+    restored = build("learner", path, seed=2)
     restored.load_state_dict(deepcopy(learner.state_dict()))  # as a file would: nothing is shared
+    assert_equal(learner.state_dict(), restored.state_dict())
     for one in (learner, restored):
         train(one, replay, seed=3)
-    assert all(torch.equal(w, weights(restored)[name]) for name, w in weights(learner).items())
-    assert torch.equal(learner.act(torch.ones(3, 5)), restored.act(torch.ones(3, 5)))
+    assert_equal(learner.state_dict(), restored.state_dict())
+    assert torch.equal(explore(learner), explore(restored))
 
 
 @LEARNER
 def test_depends_on_its_seed_only(path):
     torch.manual_seed(1)
-    one, state = build(path, seed=7), torch.get_rng_state()
+    one, state = build("learner", path, seed=7), torch.get_rng_state()
     torch.manual_seed(2)
-    other = build(path, seed=7)
+    other = build("learner", path, seed=7)
     for learner in (one, other):
-        train(learner, make_replay(), updates=2)
-    assert all(torch.equal(w, weights(other)[name]) for name, w in weights(one).items())
+        train(learner, off_center(), updates=2)
+    assert_equal(one.state_dict(), other.state_dict())
     torch.manual_seed(1)
     assert torch.equal(state, torch.get_rng_state())
 
 
 @LEARNER
 def test_targets_start_equal_and_are_not_trained(path):
-    learner = build(path)
+    learner = build("learner", path)
     for name, network in networks(learner).items():
-        if name.startswith("target_"):
-            original = getattr(learner, name.removeprefix("target_"))
+        original = getattr(learner, name.removeprefix("target_"), network)
+        if original is not network:
             for target, source in zip(network.parameters(), original.parameters(), strict=True):
                 assert torch.equal(target, source) and target is not source and not target.requires_grad
 
 
 @LEARNER
 def test_no_gradient_is_left_in_any_network(path):
-    learner = build(path)
-    train(learner, make_replay(), updates=2)
+    learner = build("learner", path)
+    train(learner, off_center(), updates=2)
     assert all(p.grad is None for network in networks(learner).values() for p in network.parameters())
 
 
 @LEARNER
-def test_normalisers_are_fitted_alike_and_once(path):
-    learner, replay = build(path), make_replay()
-    train(learner, replay, updates=1)
-    means = [w.clone() for name, w in weights(learner).items() if name.endswith("normalizer.mean")]
-    assert len(means) >= 3 and all(torch.equal(mean, means[0]) for mean in means)
-    fitted = replay.offline.all().observations.mean(0)
-    torch.testing.assert_close(means[0], fitted if learner.config.normalize_observations else torch.zeros(5))
-    replay.offline.fields["observations"].add_(1)
-    train(learner, replay, updates=1)
-    assert torch.equal(weights(learner)["critic.normalizer.mean"], means[0])
+def test_normalizers_are_fitted_alike_and_once(path):
+    learner, replay = build("learner", path), off_center()
+    observations = replay.offline.all().observations
+    expected = observations.mean(0).clone() if normalizes(learner) else torch.zeros(SPEC.observation_dim)
+    for _ in range(2):
+        train(learner, replay, updates=1)
+        assert normalizers(learner) or not normalizes(learner)
+        for normalizer in normalizers(learner):
+            torch.testing.assert_close(normalizer.mean, expected)
+        replay.offline.fields["observations"].add_(1)
+
+
+@LEARNER
+def test_normalized_observations_have_no_unit(path):
+    replays, learners = (off_center(), off_center()), [build("learner", path) for _ in range(2)]
+    replays[1].offline.fields["observations"].mul_(4).add_(5)
+    for learner, replay in zip(learners, replays, strict=True):
+        learner.begin_phase(learner.phases(BUDGET)[0], replay)
+    if normalizes(learners[0]):
+        rows = replays[0].offline.all()
+        for answer in (lambda a, s: a.act(s, deterministic=True), lambda a, s: a.values(s, rows.actions)):
+            found = answer(learners[1], 4 * rows.observations + 5)
+            torch.testing.assert_close(found, answer(learners[0], rows.observations), atol=1e-3, rtol=1e-3)

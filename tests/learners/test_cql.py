@@ -2,18 +2,13 @@ import math
 
 import pytest
 import torch
-from test_iql import batch as make_batch
+from builders import FINETUNE, PRETRAIN, SPEC, make_batch, one_step, with_equal_draws
 
-from o2o_diffusion.distributed import Noise
-from o2o_diffusion.errors import InputError
+from o2o_diffusion.distributed import ShardedRng
 from o2o_diffusion.learners.cql import CQL
 from o2o_diffusion.networks.actors import Gaussian, TanhGaussian
 from o2o_diffusion.networks.critics import Critic
-from o2o_diffusion.replay import Replay
-from o2o_diffusion.schedule import Budget, Phase, per_episode, per_step
-from o2o_diffusion.types import Source, Transitions, TransitionSpec
-
-SPEC = TransitionSpec(3, 2)
+from o2o_diffusion.schedule import Budget, Cadence
 
 
 @pytest.fixture(autouse=True)
@@ -26,20 +21,8 @@ def learner(**settings):
     return CQL(CQL.Config(**(small | settings)), SPEC, seed=0)
 
 
-def batch(size=64, returns=None):
-    b = make_batch(size)
-    weights, regularization = torch.linspace(0.5, 2, size), torch.linspace(2, 0, size)
-    b = b.where(weights=weights, regularization=regularization)
-    return b if returns is None else b.where(returns=torch.full((size,), returns))
-
-
-def at_same_noise(cql, *functions):
-    """What the functions return, each from the same noise."""
-    state, results = cql.noise.state_dict(), []
-    for function in functions:
-        cql.noise.load_state_dict(state)
-        results.append(function())
-    return results
+def batch():
+    return make_batch(weights=torch.linspace(0.5, 2, 64), regularization=torch.linspace(2, 0, 64))
 
 
 def make_constant(cql, value):
@@ -49,15 +32,10 @@ def make_constant(cql, value):
     output.bias.data.fill_(value)
 
 
-def weights(cql):
-    networks = (cql.actor, cql.critic, cql.target_critic, cql.temperature, cql.multiplier)
-    return [parameter.detach().clone() for network in networks for parameter in network.parameters()]
-
-
 def test_penalty_of_a_constant_critic_against_its_closed_form():
     cql, b = learner(), batch()
     make_constant(cql, 7.0)
-    (_, log_density), (_, difference) = at_same_noise(cql, lambda: cql.proposals(b), lambda: cql.differences(b))
+    (_, log_density), (_, difference) = with_equal_draws(cql, lambda: cql.proposals(b), lambda: cql.differences(b))
     torch.testing.assert_close(log_density[:, :4], torch.full((64, 4), -2 * math.log(2)))  # an area of 2 x 2
     expected = (4 * 4 + (-log_density[:, 4:]).exp().sum(1)).log()  # log sum of 1 / density
     torch.testing.assert_close(difference, expected.expand(2, -1), rtol=1e-4, atol=1e-4)
@@ -84,54 +62,17 @@ def test_densities_are_those_of_the_proposing_policies():
             torch.testing.assert_close(log_density[:, j], expected, atol=1e-2, rtol=1e-3)
 
 
-def test_critic_loss_against_its_equation():
-    cql, b = learner(conservatism=3.0, calibrated=True), batch(returns=0.05)
-    loss, (target_q, (actions, log_density)) = at_same_noise(
-        cql, lambda: cql.conservative_loss(b)[0], lambda: (cql.target_q(b), cql.proposals(b))
-    )
-    expected = torch.zeros(())
-    for member in range(2):
-        data_q = cql.critic(b.observations, b.actions)[member]
-        q = torch.stack([cql.critic(b.observations, actions[:, j])[member] for j in range(12)], dim=1)
-        q = torch.where((torch.arange(12) >= 4) & (q < 0.05), 0.05, q)
-        difference = (q - log_density).exp().sum(1).log() - data_q
-        expected = expected + (b.weights * (data_q - target_q) ** 2).mean()
-        expected = expected + 3 * (b.weights * b.regularization * difference).mean()
-    torch.testing.assert_close(loss, expected)
-
-
 def test_target_is_the_best_of_several_next_actions_without_entropy():
     cql, b = learner(), batch()
     policy = cql.policy(b.next_observations).repeat(3)
-    target_q, actions = at_same_noise(cql, lambda: cql.target_q(b), lambda: policy.sample(cql.noise))
+    target_q, actions = with_equal_draws(cql, lambda: cql.target_q(b), lambda: policy.sample(cql.rng))
     values = [cql.target_critic(b.next_observations, actions[:, j]).amin(0) for j in range(3)]
-    torch.testing.assert_close(target_q, b.rewards + 0.99 * b.continues * torch.stack(values).amax(0))
-
-
-def test_unknown_returns_make_it_cql_to_the_bit():
-    calibrated, plain, b = learner(calibrated=True), learner(), batch(returns=-math.inf)
-    for _ in range(3):
-        calibrated.update(b)
-        plain.update(b)
-    assert all(torch.equal(w, v) for w, v in zip(weights(calibrated), weights(plain), strict=True))
-    plain.update(b)
-    calibrated.update(b.where(returns=torch.ones(64)))
-    assert not all(torch.equal(w, v) for w, v in zip(weights(calibrated), weights(plain), strict=True))
-
-
-def test_calibration_binds_the_policys_actions_only_where_q_is_below_the_returns():
-    cql = learner(calibrated=True)
-    q, returns = torch.randn(2, 5, 12, requires_grad=True), torch.linspace(-1, 1, 5)
-    bounded = cql.calibrate(q, returns)
-    assert torch.equal(bounded[..., :4], q[..., :4])
-    assert torch.equal(bounded[..., 4:], q[..., 4:].clamp(min=returns[:, None]))
-    (gradient,) = torch.autograd.grad(bounded.sum(), q)
-    assert torch.equal(gradient == 0, (q < returns[:, None]) & (torch.arange(12) >= 4))
+    torch.testing.assert_close(target_q, b.rewards + b.discounts * torch.stack(values).amax(0))
 
 
 def test_rows_without_regularization_have_no_penalty():
     cql, b = learner(), batch().where(regularization=torch.zeros(64))
-    assert torch.equal(*at_same_noise(cql, lambda: cql.conservative_loss(b)[0], lambda: cql.critic_loss(b)))
+    assert torch.equal(*with_equal_draws(cql, lambda: cql.conservative_loss(b)[0], lambda: cql.critic_loss(b)))
 
 
 def test_differences_are_clipped():
@@ -171,13 +112,13 @@ def test_no_gradient_of_the_penalty_reaches_the_actor():
 
 def test_without_weight_it_is_sac():
     cql, b = learner(online_conservatism=0.0), batch()
-    cql.is_online = True
+    cql.phase = FINETUNE
     assert cql.conservatism == 0 and "penalty" not in cql.update(b)
-    cql.is_online = False
+    cql.phase = PRETRAIN
     assert cql.conservatism == 5 and "penalty" in cql.update(b)
 
 
-def test_equal_critics_are_penalised_alike_however_many_are_drawn():
+def test_equal_critics_are_penalized_alike_however_many_are_drawn():
     whole, b = learner(ensemble_size=4), batch()
     pair = learner(ensemble_size=4, penalty_critics=2)
     for cql in (whole, pair):
@@ -199,24 +140,11 @@ def test_networks_and_rates_are_the_authors():
     torch.testing.assert_close(cql.policy(torch.zeros(5, 3)).base.log_std, -torch.ones(5, 2), atol=0.05, rtol=0)
 
 
-def test_cal_ql_updates_after_episodes_on_both_halves():
-    budget = Budget(pretrain_updates=10, online_steps=50, warmup_steps=10)
-    for calibrated, cadence in ((True, per_episode(1)), (False, per_step(1))):
-        pretrain, warmup, finetune = learner(calibrated=calibrated).phases(budget)
-        assert (finetune.cadence, finetune.shares.offline, finetune.shares.online) == (cadence, 0.5, 0.5)
-        assert pretrain.updates == 10 and not warmup.learns and warmup.cadence.updates == 0
-
-
-def test_cal_ql_refuses_data_without_returns():
-    replay = Replay(SPEC, {Source.OFFLINE: 64})
-    learner(calibrated=True).begin_phase(Phase("pretrain"), replay)  # no data at all
-    replay.offline.append(batch())
-    learner().begin_phase(Phase("pretrain"), replay)
-    with pytest.raises(InputError, match="none of the 64 offline rows has a return") as error:
-        learner(calibrated=True).begin_phase(Phase("pretrain"), replay)
-    assert "\n" not in str(error.value)
-    replay.offline.fields["returns"][3] = 1.0
-    learner(calibrated=True).begin_phase(Phase("pretrain"), replay)
+def test_updates_after_steps_on_both_halves():
+    pretrain, warmup, finetune = learner().phases(Budget(pretrain_updates=10, online_steps=50, warmup_steps=10))
+    assert finetune.cadence == Cadence(1, every=1)
+    assert finetune.shares.offline == finetune.shares.online == 0.5
+    assert pretrain.updates == 10 and not warmup.learns and warmup.cadence.updates == 0
 
 
 def test_several_actions_and_some_members_equal_one_by_one():
@@ -231,7 +159,7 @@ def test_several_actions_and_some_members_equal_one_by_one():
 def test_repeated_policies_sample_as_one():
     mean, log_std = torch.randn(2000, 2) / 4, torch.full((2000, 2), -1.0)
     policy = TanhGaussian(Gaussian(mean, log_std))
-    actions, log_prob = policy.repeat(3).sample_with_log_prob(Noise(0))
+    actions, log_prob = policy.repeat(3).sample_with_log_prob(ShardedRng(0))
     assert actions.shape == (2000, 3, 2)
     torch.testing.assert_close(log_prob[:, 1], policy.log_prob(actions[:, 1]), atol=1e-3, rtol=1e-3)
     z = (actions.atanh() - mean[:, None]) / math.exp(-1)
@@ -245,7 +173,7 @@ def test_learns_the_better_action_of_the_data_and_distrusts_the_rest():
     for _ in range(200):
         good = torch.rand(64, generator=g) < 0.5
         actions = torch.where(good, 0.5, -0.5)[:, None].expand(-1, 2)
-        cql.update(Transitions.create(states, actions, good.float(), states, torch.ones(64)))
+        cql.update(one_step(states, actions, good.float()))
     assert (cql.act(states[:1], deterministic=True) - 0.5).abs().max() < 0.25
     q = {a: cql.values(states[:1], torch.full((1, 2), a)).item() for a in (-0.95, 0.0, 0.5, 0.95)}
     assert q[0.5] > max(q[-0.95], q[0.0], q[0.95])

@@ -1,22 +1,11 @@
 import torch
+from builders import SPEC, make_batch, one_step
 
 from o2o_diffusion.learners.iql import IQL, expectile_loss
-from o2o_diffusion.types import Transitions, TransitionSpec
 
 
 def learner(**settings):
-    return IQL(IQL.Config(**({"hidden": (32, 32)} | settings)), TransitionSpec(3, 2), seed=0)
-
-
-def batch(size=64):
-    g = torch.Generator().manual_seed(0)
-
-    def normal(*shape):
-        return torch.randn(*shape, generator=g)
-
-    return Transitions.create(
-        normal(size, 3), normal(size, 2).tanh(), normal(size), normal(size, 3), (normal(size) > 1).float()
-    )
+    return IQL(IQL.Config(**({"hidden": (32, 32)} | settings)), SPEC, seed=0)
 
 
 def test_expectile_loss_is_minimal_at_the_expectile():
@@ -32,7 +21,7 @@ def test_expectile_loss_against_its_formula():
 
 
 def test_losses_against_their_equations():
-    iql, b = learner(), batch().where(weights=torch.linspace(0, 2, 64))
+    iql, b = learner(), make_batch(weights=torch.linspace(0, 2, 64))
     q_target = iql.target_critic(b.observations, b.actions).amin(0).detach()
     v, next_v = iql.value(b.observations), iql.value(b.next_observations)
     advantage = q_target - v
@@ -50,19 +39,19 @@ def test_losses_against_their_equations():
 
 
 def test_advantage_weights_are_capped_at_100():
-    iql, b = learner(), batch()
+    iql, b = learner(), make_batch()
     assert iql.advantage_weights(b, torch.full((64,), 1e6), 3.0).eq(100).all()
 
 
 def test_weights_of_zero_stop_learning():
-    iql, b = learner(), batch().where(weights=torch.zeros(64))
+    iql, b = learner(), make_batch(weights=torch.zeros(64))
     before = [p.clone() for p in iql.critic.parameters()]
     iql.update(b)
     assert all(torch.equal(p, q) for p, q in zip(before, iql.critic.parameters(), strict=True))
 
 
 def test_rates_never_change():
-    iql, b = learner(), batch()
+    iql, b = learner(), make_batch()
     for _ in range(3):
         iql.update(b)
     assert iql.actor_optimizer.adam.param_groups[0]["lr"] == 3e-4
@@ -76,7 +65,7 @@ def test_learns_the_better_action_of_a_bandit():
         good = torch.rand(64, generator=g) < 0.3
         actions = torch.where(good, 0.5, -0.5)[:, None].expand(-1, 2)
         states = torch.zeros(64, 3)
-        iql.update(Transitions.create(states, actions, good.float(), states, torch.ones(64)))
+        iql.update(one_step(states, actions, good.float()))
     assert (iql.act(torch.zeros(1, 3), deterministic=True) - 0.5).abs().max() < 0.1
     assert abs(iql.value(torch.zeros(1, 3)).item() - 0.3) < 0.1
 

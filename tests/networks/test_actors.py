@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from o2o_diffusion.distributed import Noise
+from o2o_diffusion.distributed import ShardedRng
 from o2o_diffusion.networks.actors import Gaussian, GaussianActor, TanhGaussian, TanhGaussianActor
 
 
@@ -37,8 +37,8 @@ def test_tanh_gaussian_is_finite_at_the_bounds():
 
 def test_sampled_log_prob_stays_exact_where_tanh_rounds_to_one():
     policy = TanhGaussian(Gaussian(torch.tensor([[12.0]]), torch.tensor([[-5.0]])))
-    actions, log_prob = policy.sample_with_log_prob(Noise(0))
-    u, std = 12.0 + math.exp(-5) * Noise(0).normal(1, 1).item(), math.exp(-5)
+    actions, log_prob = policy.sample_with_log_prob(ShardedRng(0))
+    u, std = 12.0 + math.exp(-5) * ShardedRng(0).normal(1, 1).item(), math.exp(-5)
     expected = -0.5 * ((u - 12) / std) ** 2 + 5 - 0.5 * math.log(2 * math.pi) - 2 * (math.log(2) - u)
     assert actions.item() == 1.0 and abs(log_prob.item() - expected) < 1e-3
 
@@ -56,15 +56,15 @@ def test_spread_depends_on_the_state_for_sac_only():
     assert TanhGaussianActor(3, 2, (16,), state_dependent_std=False)(states).base.log_std.shape == (2,)
 
 
-def test_dropout_needs_noise_and_keeps_the_mean():
+def test_dropout_needs_an_rng_and_keeps_the_mean():
     actor, states = GaussianActor(3, 1, (64,), dropout=0.5), torch.randn(1, 3)
     assert torch.equal(actor(states).mean, actor(states).mean)
-    dropped = torch.cat([actor.mlp(states, noise) for noise in [Noise(0)] * 4000])
+    dropped = torch.cat([actor.mlp(states, rng) for rng in [ShardedRng(0)] * 4000])
     assert dropped.std() > 0.05
     torch.testing.assert_close(dropped.mean(0), actor.mlp(states)[0], atol=0.1, rtol=0)
 
 
-def test_samples_come_from_the_noise_that_is_passed():
+def test_samples_come_from_the_rng_that_is_passed():
     policy = TanhGaussianActor(3, 2, (16,))(torch.randn(4, 3))
-    assert torch.equal(policy.sample(Noise(1)), policy.sample(Noise(1)))
-    assert not torch.equal(policy.sample(Noise(1)), policy.sample(Noise(2)))
+    assert torch.equal(policy.sample(ShardedRng(1)), policy.sample(ShardedRng(1)))
+    assert not torch.equal(policy.sample(ShardedRng(1)), policy.sample(ShardedRng(2)))

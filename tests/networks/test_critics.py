@@ -34,7 +34,7 @@ def test_shapes():
     assert Value(3, (8,))(torch.randn(5, 3)).shape == (5,)
 
 
-def test_normalizer_standardises_with_a_floor():
+def test_normalizer_standardizes_with_a_floor():
     rows = torch.stack([5 + 3 * torch.randn(1000), torch.full((1000,), 7.0)], dim=1)
     normalizer = Normalizer(2)
     assert torch.equal(normalizer(rows), rows)

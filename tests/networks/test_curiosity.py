@@ -50,7 +50,7 @@ def test_the_forward_target_is_a_constant():
     assert towards.abs().min() > 0 and target is None
 
 
-def test_observations_are_standardised_inside():
+def test_observations_are_standardized_inside():
     curiosity, raw = Curiosity(2, 2, width=8), transitions(200, 0)
     curiosity.normalizer.fit(100 + 10 * raw[0])
     shifted = curiosity(100 + 10 * raw[0], raw[1], 100 + 10 * raw[2])

@@ -9,14 +9,14 @@ from o2o_diffusion.errors import InputError
 from o2o_diffusion.quality.comparison import compare, evaluate
 from o2o_diffusion.quality.measures import policy, validity
 from o2o_diffusion.quality.page import column_names, save_page
-from o2o_diffusion.quality.real import Real, draw
+from o2o_diffusion.quality.real import RealData, draw
 from o2o_diffusion.quality.table import MEANINGS, show_report, shown
 from o2o_diffusion.types import Episode, Transitions, TransitionSpec
 
 
-def rows(size: int, seed: int, centre: float = 0.0) -> Transitions:
+def rows(size: int, seed: int, center: float = 0.0) -> Transitions:
     generator = torch.Generator().manual_seed(seed)
-    observations = centre + torch.randn(size, 2, generator=generator)
+    observations = center + torch.randn(size, 2, generator=generator)
     actions = 2 * torch.rand(size, 1, generator=generator) - 1
     ended = (torch.rand(size, generator=generator) < 0.2).float()
     return Transitions.create(observations, actions, observations.sum(1), observations + 0.1 * actions, ended)
@@ -25,7 +25,7 @@ def rows(size: int, seed: int, centre: float = 0.0) -> Transitions:
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
     """Perfect offline rows, and online rows that are offline ones."""
-    real = {"offline": Real(rows(400, 0), rows(800, 1)), "online": Real(rows(400, 2, 3.0), rows(800, 3, 3.0))}
+    real = {"offline": RealData(rows(400, 0), rows(800, 1)), "online": RealData(rows(400, 2, 3.0), rows(800, 3, 3.0))}
     return evaluate({"offline": rows(400, 4), "online": rows(400, 5)}, real, rows=400)
 
 
@@ -43,7 +43,7 @@ def test_perfect_rows_are_at_the_floor_and_wrong_ones_at_the_ceiling(report):
 
 def test_the_report_is_written_drawn_and_shown(report, tmp_path, capsys):
     json.dumps(report)
-    real = {"offline": Real(rows(400, 0), rows(800, 1)), "online": Real(rows(400, 2, 3.0), rows(800, 3, 3.0))}
+    real = {"offline": RealData(rows(400, 0), rows(800, 1)), "online": RealData(rows(400, 2, 3.0), rows(800, 3, 3.0))}
     save_page(report, {"offline": rows(400, 4), "online": rows(400, 5)}, real, "title", tmp_path / "page.png")
     assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
     show_report(report | {"notes": ["something to know"]})
@@ -57,7 +57,7 @@ def test_the_report_is_written_drawn_and_shown(report, tmp_path, capsys):
 def test_rows_that_are_not_finite_are_counted_and_left_out():
     broken = rows(400, 4)
     broken.observations[:100] = torch.nan
-    numbers = compare(broken, Real(rows(400, 0), rows(400, 1)), measures=[validity])
+    numbers = compare(broken, RealData(rows(400, 0), rows(400, 1)), measures=[validity])
     assert numbers["non_finite"]["generated"] == pytest.approx(0.25)
     assert numbers["rows"]["generated"] == 300
 
@@ -66,7 +66,7 @@ def test_validity_counts_what_cannot_be():
     outside = rows(400, 4)
     outside.actions[:40] = 1.5
     outside.observations[40:120] = 100.0
-    found = compare(outside, Real(rows(400, 0), rows(400, 1)), measures=[validity])
+    found = compare(outside, RealData(rows(400, 0), rows(400, 1)), measures=[validity])
     assert found["outside_box"] == {"generated": pytest.approx(0.1), "floor": 0.0}
     assert found["outside_range"]["generated"] >= 0.3 and found["outside_range"]["floor"] < 0.1
     assert found["terminations"]["generated"] == pytest.approx(0.2, abs=0.06)
@@ -74,14 +74,14 @@ def test_validity_counts_what_cannot_be():
 
 def test_policy_alignment_is_measured_where_there_is_a_policy():
     class Zero:
-        def act(self, observations, *, deterministic=False):
+        def act(self, observations, *, deterministic=False, rng=None):
             return torch.zeros(len(observations), 1)
 
         def log_prob(self, observations, actions):
             raise TypeError("deterministic")
 
     agent: Any = Zero()
-    generated, real = rows(400, 4), Real(rows(400, 0), rows(400, 1))
+    generated, real = rows(400, 4), RealData(rows(400, 0), rows(400, 1))
     found = compare(generated, real, agent=agent, measures=[policy])
     assert found["action_error"]["generated"] == pytest.approx(float(generated.actions.square().mean()))
     assert "log_prob" not in found and "action_error" not in compare(generated, real, measures=[policy])
@@ -89,7 +89,7 @@ def test_policy_alignment_is_measured_where_there_is_a_policy():
 
 def test_too_few_rows_are_refused():
     with pytest.raises(InputError, match="50 held-out rows are too few"):
-        compare(rows(400, 0), Real(rows(50, 1), rows(400, 2)))
+        compare(rows(400, 0), RealData(rows(50, 1), rows(400, 2)))
 
 
 def test_whole_episodes_are_held_out():
@@ -98,12 +98,12 @@ def test_whole_episodes_are_held_out():
         for k in range(40)
     ]
     for wanted, share in ((10, 10), (130, 6), (10_000, 4)):
-        real = Real.split(episodes, wanted)
+        real = RealData.split(episodes, wanted)
         assert len(real.held_out) == 20 * (40 // share) and len(real.held_out) + len(real.training) == 800
         assert (real.held_out.observations[:20] == episodes[share - 1].transitions().observations).all()
-    assert len(Real.split(episodes[:2], 10).held_out) == 20
+    assert len(RealData.split(episodes[:2], 10).held_out) == 20
     with pytest.raises(InputError, match="one episode"):
-        Real.split(episodes[:1], 10)
+        RealData.split(episodes[:1], 10)
 
 
 def test_drawn_rows_keep_their_order():

@@ -28,7 +28,7 @@ def test_jensen_shannon_is_between_0_and_ln_2():
 
 
 def test_jensen_shannon_of_a_shifted_gaussian():
-    """Against the integral ln 2 - E[ln(1 + exp(-m (x - m / 2)))] for x of N(m, 1)."""
+    """Reference the integral ln 2 - E[ln(1 + exp(-m (x - m / 2)))] for x of N(m, 1)."""
     x = torch.linspace(-8, 10, 20_001).double()
     density = torch.exp(-((x - 1) ** 2) / 2) / math.sqrt(2 * math.pi)
     exact = math.log(2) - float((density * torch.log1p(torch.exp(0.5 - x))).sum() * (x[1] - x[0]))

@@ -6,31 +6,27 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import refresh
 
 from o2o_diffusion.data.datasets import load_dataset
+from o2o_diffusion.data.loading import make_replay
+from o2o_diffusion.diffusion.sampling import Sampling
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.generators.cfdg import CFDG
 from o2o_diffusion.training.evaluate_generator import Config, evaluate_saved, real_rows
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate_generator.py"
-TINY = CFDG.Config(updates=20, batch_size=32, width=16, depth=1, embedding_dim=8, num_steps=4)
+TINY = CFDG.Config(updates=20, batch_size=32, width=16, depth=1, embedding_dim=8, sampling=Sampling(num_steps=4))
 
 
 @pytest.fixture(scope="module")
 def generator(tmp_path_factory, pendulum_table) -> str:
     """A generator that has been trained a little on Pendulum, saved."""
-    from o2o_diffusion.agents import NoAgent
-    from o2o_diffusion.data.loading import make_replay
-
     dataset = load_dataset(pendulum_table)
-    replay, agent = make_replay(dataset), NoAgent()
     made = CFDG(TINY, dataset.spec, seed=0)
-    made.begin_refresh(replay, agent)
-    for _ in range(made.num_updates):
-        made.update(replay, agent)
-    made.facts = {"dataset_sha256": dataset.fingerprint}
+    refresh(made, make_replay(dataset))
     folder = tmp_path_factory.mktemp("generator") / "pendulum"
-    made.save_pretrained(folder)
+    made.save_pretrained(folder, {"dataset_sha256": dataset.fingerprint})
     return str(folder)
 
 

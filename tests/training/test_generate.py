@@ -7,11 +7,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from builders import refresh
 from safetensors.torch import load_file
 
 from o2o_diffusion.command_line import main
 from o2o_diffusion.data.datasets import load_dataset
 from o2o_diffusion.data.loading import make_replay
+from o2o_diffusion.diffusion.sampling import Sampling
 from o2o_diffusion.generators.cfdg import CFDG
 from o2o_diffusion.generators.pretrained import checksum
 from o2o_diffusion.training.generate import generate_file
@@ -21,7 +23,9 @@ sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 
 import generate
 
-TINY = CFDG.Config(updates=20, batch_size=32, width=16, depth=1, embedding_dim=8, num_steps=4, sample_batch_size=16)
+TINY = CFDG.Config(
+    updates=20, batch_size=32, width=16, depth=1, embedding_dim=8, sampling=Sampling(num_steps=4), sample_batch_size=16
+)
 PENDULUM = {"dataset": "pendulum", "environment": {"id": "Pendulum-v1"}}
 
 
@@ -37,15 +41,12 @@ def folder(tmp_path, pendulum_table) -> str:
     return save(tmp_path / "generator", pendulum_table)
 
 
-def save(folder: Path, table: str, facts: dict = PENDULUM, **changes) -> str:
-    """A generator trained for 20 updates on `table`, saved with `facts`."""
+def save(folder: Path, table: str, provenance: dict = PENDULUM, **changes) -> str:
+    """A generator trained for 20 updates on `table`, saved with `provenance`."""
     dataset = load_dataset(table)
-    generator, replay = CFDG(replace(TINY, **changes), dataset.spec, seed=0), make_replay(dataset)
-    generator.begin_refresh(replay, None)  # pyright: ignore[reportArgumentType]
-    for _ in range(generator.num_updates):
-        generator.update(replay, None)  # pyright: ignore[reportArgumentType]
-    generator.facts = facts
-    generator.save_pretrained(folder)
+    generator = CFDG(replace(TINY, **changes), dataset.spec, seed=0)
+    refresh(generator, make_replay(dataset))
+    generator.save_pretrained(folder, provenance)
     return str(folder)
 
 
@@ -77,9 +78,9 @@ def test_files_hold_the_same_rows_in_d4rl_columns(folder, tmp_path, monkeypatch,
     assert len(list((tmp_path / "rows").iterdir())) == 3
 
 
-def test_batches_do_not_change_the_rows(folder, tmp_path):
+def test_batches_do_not_change_the_rows(folder, tmp_path, draw):
     path, _ = generate_file(folder, 40, "offline", str(tmp_path / "rows.npz"), seed=3)
-    rows = CFDG.from_pretrained(folder, seed=3).sample(40, source=Source.GENERATED_OFFLINE)  # in batches of 16, too
+    rows = draw(CFDG.from_pretrained(folder, seed=3), 40, source=Source.GENERATED_OFFLINE)  # in batches of 16, too
     assert np.array_equal(np.load(path)["observations"], rows.observations.numpy())
 
 
@@ -109,9 +110,9 @@ def test_a_minari_dataset_is_read_back_by_minari_and_by_our_loader(folder, tmp_p
     assert loaded.environment is not None and loaded.environment.id == "Pendulum-v1"
 
 
-def test_without_facts_the_columns_are_plain_vectors(tmp_path, pendulum_table):
-    for k, facts in enumerate([{}, {"environment": {"id": "Hopper-v5"}}, {"environment": {"id": "Mine-v0"}}]):
-        saved = save(tmp_path / f"bare-{k}", pendulum_table, facts)
+def test_without_provenance_the_columns_are_plain_vectors(tmp_path, pendulum_table):
+    for k, provenance in enumerate([{}, {"environment": {"id": "Hopper-v5"}}, {"environment": {"id": "Mine-v0"}}]):
+        saved = save(tmp_path / f"bare-{k}", pendulum_table, provenance)
         generate_file(saved, 5, "offline", f"my/bare-v{k}")
         loaded = load_dataset(f"my/bare-v{k}")
         assert loaded.environment is None and loaded.spec.observation_dim == 3 and loaded.num_transitions == 5
@@ -139,10 +140,11 @@ def maze(store) -> Path:
 
 
 def test_partial_noising_starts_from_the_rows_of_a_dataset(tmp_path, pendulum_table, monkeypatch, capsys):
-    saved, output = save(tmp_path / "near", pendulum_table, start_sigma=1e-3, differences=False), tmp_path / "rows.npz"
+    sampling, output = Sampling(num_steps=4, start_sigma=1e-3), tmp_path / "rows.npz"
+    saved = save(tmp_path / "near", pendulum_table, sampling=sampling, differences=False)
     arguments = [f"generator={saved}", "num_samples=50", f"output={output}"]
     code, _, line = script(monkeypatch, capsys, *arguments)
-    assert code == 2 and "starts from real rows (generator.start_sigma): give dataset=" in line
+    assert code == 2 and "starts from real rows (sampling.start_sigma): give dataset=" in line
     assert not output.exists() and line.count("\n") == 1
     assert script(monkeypatch, capsys, *arguments, f"dataset={pendulum_table}")[0] == 0
     rows, real = (torch.from_numpy(np.load(path)["observations"]) for path in (output, pendulum_table))

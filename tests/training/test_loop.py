@@ -1,18 +1,31 @@
 import json
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from builders import build, names, raw_batch
 
+from o2o_diffusion.environments.collector import Collector
+from o2o_diffusion.environments.environment import make_environment
 from o2o_diffusion.errors import InputError
-from o2o_diffusion.settings import CONFIGS, available, compose
-from o2o_diffusion.training.finetune import GROUPS, Run
-from o2o_diffusion.training.loop import Finetuning
-from o2o_diffusion.types import Source
+from o2o_diffusion.protocols import Learner
+from o2o_diffusion.replay import Replay
+from o2o_diffusion.schedule import Budget, Cadence, Phase
+from o2o_diffusion.settings import CONFIGS, compose
+from o2o_diffusion.state import Stateful
+from o2o_diffusion.training.checkpoint import MANIFEST, SCHEMA
+from o2o_diffusion.training.finetune import Run
+from o2o_diffusion.training.folders import CHECKPOINTS, GROUPS, SUMMARY, save_settings
+from o2o_diffusion.training.logger import Logger
+from o2o_diffusion.training.loop import Action, Loop
+from o2o_diffusion.training.plan import expected_seconds
+from o2o_diffusion.training.session import Session
+from o2o_diffusion.types import EnvironmentSpec, Source, TransitionSpec
 
 
 def settings(tmp_path: Path, *overrides: str, name: str = "run"):
-    return compose(CONFIGS / "finetune.yaml", Finetuning.Config, GROUPS, [*overrides, f"output={tmp_path / name}"])
+    return compose(CONFIGS / "finetune.yaml", Loop.Config, GROUPS, [*overrides, f"output={tmp_path / name}"])
 
 
 def flat(state, prefix="") -> dict:
@@ -40,7 +53,7 @@ def whole(tmp_path_factory):
     return {}
 
 
-STOPS = {"pretrain": 20, "warmup": 55, "early": 70, "middle": 95, "later": 130, "last": 190}
+STOPS = {"pretrain": 20, "warmup": 55, "early": 70, "refresh": 92, "between": 130, "second refresh": 165, "last": 190}
 
 
 @pytest.mark.parametrize("stop", STOPS.values(), ids=STOPS)
@@ -51,8 +64,8 @@ def test_a_stopped_run_ends_with_the_same_weights(tmp_path, tiny_run, tiny_cfdg,
         assert run.loop.run()
         whole.update(state=run.loop.state_dict(), lines=run.loop.logger.path.read_text())
     stopped = Run(settings(tmp_path, *overrides))
-    stopped.settings.save(stopped.folder / "settings.yaml")
-    stopped.loop.interrupted = lambda: stopped.loop.ticks >= stop
+    save_settings(stopped.settings, stopped.folder)
+    stopped.session.interrupted = lambda: stopped.loop.ticks >= stop
     assert not stopped.loop.run()
     resumed = Run.resume(str(stopped.folder))
     assert resumed.loop.ticks == stop and resumed.loop.run()
@@ -65,26 +78,27 @@ def test_the_stops_above_lie_where_they_say(tmp_path, tiny_run, tiny_cfdg):
     seen = {}
     while run.loop.phase < len(run.loop.phases):
         run.loop.tick()
-        phase = run.loop.phases[run.loop.phase].name if run.loop.phase < len(run.loop.phases) else "end"
-        seen[run.loop.ticks] = "refresh" if run.loop.refresher.left else phase
-    assert [seen[tick] for tick in (20, 55)] == ["pretrain", "warmup"]
-    assert "refresh" in (seen[95], seen[130], seen[190], seen[70]) and "finetune" in (seen[70], seen[95], seen[190])
+        seen[run.loop.ticks] = "refresh" if run.loop.refresher.updates_due else run.loop.current.name
+    places = ["pretrain", "warmup", "finetune", "refresh", "finetune", "refresh", "finetune"]
+    assert [seen[stop] for stop in STOPS.values()] == places and run.loop.refresher.count == 2
 
 
 def test_generated_rows_enter_and_the_environment_sees_only_its_own_observations(tmp_path, tiny_run, tiny_cfdg):
     run = Run(settings(tmp_path, *tiny_run, *tiny_cfdg))
     last, answered = [], []
-    environment, act = run.loop.interaction.environment, run.loop.learner.act
+    environment, act = run.loop.collector.environment, run.loop.learner.act
+    assert environment is not None
     reset, step = environment.reset, environment.step
 
     def remember(result):
         last[:] = [result[0]]
         return result
 
-    def watched(observations, *, deterministic=False):
+    def watched(observations, *, deterministic=False, rng=None):
         if not deterministic:
+            assert rng is run.loop.collector.rng
             answered.append(torch.equal(observations[0], torch.from_numpy(last[0])))
-        return act(observations, deterministic=deterministic)
+        return act(observations, deterministic=deterministic, rng=rng)
 
     environment.reset = lambda **kwargs: remember(reset(**kwargs))
     environment.step = lambda action: remember(step(action))
@@ -101,37 +115,42 @@ def test_offline_rows_are_replaced_once_there_are_generated_ones(
 ):
     own = [*tiny_generator("edis"), f"generator.max_auc={max_auc}", "sampler.ramp=0", "online_steps=40"]
     run = Run(settings(tmp_path, *tiny_run, *own))
-    asked, begin_phase = [], run.loop.sampler.begin_phase
-    run.loop.sampler.begin_phase = lambda shares: asked.append(shares.offline) or begin_phase(shares)
-    assert run.loop.run() and run.loop.refresher.count == 1
-    assert asked == [1.0, 1.0, 0.5, after_refresh]  # pretraining, warm-up, fine-tuning, after the refresh
+    offline = {}
+    while run.loop.phase < len(run.loop.phases):
+        run.loop.tick()
+        offline[run.loop.current.name, run.loop.refresher.count] = run.loop.shares().offline
+    expected = {("pretrain", 0): 1.0, ("warmup", 0): 1.0, ("finetune", 0): 0.5, ("finetune", 1): after_refresh}
+    assert expected.items() <= offline.items() and run.loop.refresher.count == 1
 
 
 def test_a_refresh_that_a_classifier_tells_from_real_rows_is_not_used(tmp_path, tiny_run, tiny_cfdg, capsys):
     run = Run(settings(tmp_path, *tiny_run, *tiny_cfdg, "generator.max_auc=0.1"))
     assert run.execute() == 0
-    summary = json.loads((run.folder / "summary.json").read_text())
+    summary = json.loads((run.folder / SUMMARY).read_text())
     assert summary["refreshes"] == summary["refused_refreshes"] == 2 and summary["generated_rows"] == 0
     assert all(len(run.loop.replay.pools[source]) == 0 for source in list(Source)[2:])
-    assert "refresh 1 is not used: a classifier tells its rows from real ones with AUC" in capsys.readouterr().err
+    assert (
+        "refresh 1 is refused: a classifier distinguishes its rows from real ones with AUC" in capsys.readouterr().err
+    )
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["rows"] for line in lines if line["kind"] == "refresh"] == [0, 0]
 
 
-GENERATORS = [name for name in available("generator") if name != "cfdg-paper"]
-ONE_BY_ONE = [(learner, "cfdg") for learner in available("learner")] + [("iql", name) for name in GENERATORS]
+GENERATORS = [path.stem for path in names("generator") if path.stem != "cfdg-paper"]
+LEARNERS = [path.stem for path in names("learner")]
+ONE_BY_ONE = [(learner, "cfdg") for learner in LEARNERS] + [("iql", name) for name in GENERATORS]
 ALL = [
     pytest.param(learner, name, marks=[] if (learner, name) in ONE_BY_ONE else pytest.mark.slow)
-    for learner in available("learner")
+    for learner in LEARNERS
     for name in GENERATORS
 ]
 
 
 @pytest.mark.parametrize(("learner", "generator"), ALL)
-def test_every_learner_runs_with_every_generator(tmp_path, tiny_run, tiny_generator, tiny_learner, learner, generator):
-    run = Run(settings(tmp_path, *tiny_run, *tiny_generator(generator), *tiny_learner(learner)))
+def test_every_learner_runs_with_every_generator(tmp_path, short_run, tiny_generator, tiny_learner, learner, generator):
+    run = Run(settings(tmp_path, *short_run, *tiny_generator(generator), *tiny_learner(learner), "sampler.ramp=50"))
     assert run.execute() == 0
-    summary = json.loads((run.folder / "summary.json").read_text())
+    summary = json.loads((run.folder / SUMMARY).read_text())
     assert summary["env_steps"] == 80 and summary["refreshes"] == (0 if generator == "none" else 2)
     assert (run.folder / "curve.png").stat().st_size > 5_000
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
@@ -163,6 +182,167 @@ def test_the_score_at_the_switch_is_that_before_the_switch(tmp_path, tiny_run):
 
 def test_an_output_that_holds_a_run_is_not_written_over(tmp_path, tiny_run):
     run = Run(settings(tmp_path, *tiny_run, "generator=none"))
-    run.settings.save(run.folder / "settings.yaml")
+    save_settings(run.settings, run.folder)
     with pytest.raises(InputError, match="already holds a run"):
         Run(settings(tmp_path, *tiny_run, "generator=none"))
+
+
+def test_a_run_of_an_older_version_is_refused_in_one_line(tmp_path, tiny_run):
+    overrides = [*tiny_run, "generator=none", "learner=iql", "online_steps=0"]
+    run = Run(settings(tmp_path, *overrides, name="old"))
+    assert run.execute() == 0
+    manifest = next((run.folder / CHECKPOINTS).glob("step_*")) / MANIFEST
+    content = json.loads(manifest.read_text())
+    assert content["schema"] == SCHEMA == 2 and content["version"]
+    for version in ("0.1", "0.9"):
+        manifest.write_text(json.dumps(content | {"schema": 1, "version": version}))
+        refused = rf"checkpoint .* was written by o2o_diffusion {version}, which .* can't restore"
+        with pytest.raises(InputError, match=refused) as error:
+            Run.resume(str(run.folder))
+        assert "\n" not in str(error.value)
+        with pytest.raises(InputError, match=refused):
+            Run(settings(tmp_path, *overrides, "online_steps=80", f"pretrained={run.folder}"))
+    del content["schema"], content["version"]  # as 0.1 wrote it
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"was written by o2o_diffusion 0\.1, which"):
+        Run.resume(str(run.folder))
+
+
+def test_a_refresh_may_come_before_the_first_update(tmp_path, tiny_run, tiny_cfdg):
+    run = Run(settings(tmp_path, *tiny_run, *tiny_cfdg, "generator.first_refresh=0"))
+    generated, update = [], run.loop.learner.update
+
+    def watched(batch):
+        assert run.loop.refresher.count >= 1
+        generated.append((run.loop.current.name, int(batch.is_generated.sum())))
+        return update(batch)
+
+    run.loop.learner.update = watched
+    assert run.loop.run()
+    in_pretraining = [count for name, count in generated if name == "pretrain"]
+    assert len(in_pretraining) == 40 and sum(in_pretraining) > 40
+    assert run.loop.refresher.count == 1 + (80 - 1) // 30  # at steps 0, 30, 60
+
+
+def test_a_generator_does_not_change_the_exploration(tmp_path, tiny_run, tiny_generator):
+    """EDIS draws the policy's actions in its refreshes, with numbers of its own."""
+    runs = {}
+    for name in ("none", "edis"):
+        run = Run(settings(tmp_path, *tiny_run, *tiny_generator(name), "learner=iql", name=name))
+        assert run.loop.run()
+        runs[name] = run.loop
+    assert runs["edis"].refresher.count == 2
+    online = [runs[name].replay.online.all() for name in runs]
+    assert torch.equal(online[0].actions[:20], online[1].actions[:20])  # of the warm-up
+    assert torch.equal(online[0].observations[:21], online[1].observations[:21])
+    assert not torch.equal(online[0].actions, online[1].actions)  # learned from other batches
+    states = [runs[name].collector.rng.state_dict()["generator"] for name in runs]
+    assert torch.equal(*states)  # as many numbers were drawn
+
+
+def test_wsrl_starts_from_another_runs_policy_without_pretraining(tmp_path, tiny_run, tiny_learner):
+    overrides = [*tiny_run, "generator=none", *tiny_learner("wsrl")]
+    first = Run(settings(tmp_path, *overrides, "online_steps=0", name="first"))
+    assert first.execute() == 0
+    second = Run(settings(tmp_path, *overrides, f"pretrained={first.folder}", "pretrain_updates=0"))
+    assert [phase.name for phase in second.loop.phases] == ["warmup", "finetune"]
+    assert second.execute() == 0 and second.loop.env_steps == 80
+    with pytest.raises(InputError, match="WSRL fine-tunes a pretrained policy"):
+        Run(settings(tmp_path, *overrides, "pretrain_updates=0", name="third"))
+
+
+SPEC = TransitionSpec(3, 1)
+
+
+class Declared(Stateful):
+    """A learner that only declares phases: `seconds` is how long an update of each takes, `done` which were run."""
+
+    def __init__(self, *phases: Phase, seconds: dict[str, float] | None = None):
+        self.declared, self.seconds, self.done = phases, seconds or {}, []
+
+    def phases(self, budget: Budget):
+        return self.declared
+
+    def begin_phase(self, phase, replay):
+        self.phase = phase
+
+    def update(self, batch):
+        assert batch.discounts.isfinite().all() and len(batch) == self.phase.batch_size
+        self.done.append(self.phase.name)
+        time.sleep(self.seconds.get(self.phase.name, 0.0))
+        return {}
+
+    def act(self, observations, *, deterministic=False, rng=None):
+        return torch.zeros(len(observations), 1)
+
+    def values(self, observations, actions):
+        return torch.zeros(len(observations))
+
+    def log_prob(self, observations, actions):
+        return torch.zeros(len(observations))
+
+    def begin_episode(self): ...
+
+    def end_episode(self, episode): ...
+
+
+def loop_of(folder: Path, learner: Learner, **config) -> Loop:
+    """A loop on 100 random offline rows and Pendulum, without a generator and without evaluations."""
+    replay, session = Replay(SPEC, {Source.OFFLINE: 100, Source.ONLINE: 100}), Session(1, "highest")
+    replay.offline.append(raw_batch(100, SPEC))
+    environment = make_environment(EnvironmentSpec("Pendulum-v1"))
+    return Loop(
+        Loop.Config(**config),
+        session=session,
+        learner=learner,
+        make_learner=lambda: learner,
+        generator=build("generator", "none", SPEC),
+        sampler=build("sampler", "mixture", SPEC),
+        replay=replay,
+        collector=Collector(environment, SPEC, seed=0, exploration_seed=1),
+        evaluator=None,
+        logger=Logger(Logger.Config(progress=False), folder, session.accelerator, {}),
+        folder=folder,
+    )
+
+
+PHASES = (
+    Phase("pretrain", 9, batch_size=4),
+    Phase("finetune", env_steps=10, cadence=Cadence(2), batch_size=4),
+    Phase("polish", 7, batch_size=6),
+)
+
+
+@pytest.mark.parametrize("pretrained", [None, "elsewhere"])
+def test_only_the_phases_before_the_first_step_are_another_runs(tmp_path, pretrained):
+    learner = Declared(*PHASES)
+    loop = loop_of(tmp_path, learner, pretrained=pretrained)
+    assert loop.run() and loop.env_steps == 10
+    expected = {"pretrain": 9, "finetune": 20, "polish": 7}
+    if pretrained:
+        del expected["pretrain"]
+    assert {name: learner.done.count(name) for name in dict.fromkeys(learner.done)} == expected
+
+
+def test_what_is_due_does_not_change_the_loop(tmp_path):
+    loop, actions = loop_of(tmp_path, Declared(*PHASES)), []
+    while loop.phase < len(loop.phases):
+        action = loop.due()
+        before = (loop.ticks, loop.phase, loop.updates_due, loop.env_steps)
+        assert loop.due() is action and before == (loop.ticks, loop.phase, loop.updates_due, loop.env_steps)
+        loop.do(action)
+        actions.append(action)
+    assert actions[:2] == [Action.BEGIN_PHASE, Action.UPDATE] and len(actions) == loop.ticks
+    assert actions.count(Action.UPDATE) == 9 + 20 + 7 and actions.count(Action.COLLECT) == 10
+    assert actions.count(Action.BEGIN_PHASE) == 4 and Action.BEGIN_REFRESH not in actions
+
+
+def test_the_expected_time_is_that_of_each_phase(tmp_path):
+    """Updates of fine-tuning take twice as long as those before; a sleep takes a little longer than it is told."""
+    phases = (Phase("pretrain", 2_000), Phase("finetune", env_steps=2_000, cadence=Cadence(10)))
+    seconds = {"pretrain": 0.002, "finetune": 0.004}
+    loop = loop_of(tmp_path, Declared(*phases, seconds=seconds), eval_interval=10_000, eval_episodes=1)
+    parts = build("generator", "none", SPEC), build("sampler", "mixture", SPEC)
+    found = expected_seconds(loop, Declared(*phases, seconds=seconds), *parts)
+    assert 1 <= found / (2_000 * 0.002 + 20_000 * 0.004) < 1.5
+    assert loop.ticks == loop.updates == 0 and loop.learner.done == []

@@ -1,11 +1,12 @@
 import torch
 
+from o2o_diffusion.agents import NoAgent
 from o2o_diffusion.replay import Replay
 from o2o_diffusion.training.probe import Probe
 from o2o_diffusion.types import Source, Transitions, TransitionSpec
 
 
-class Values:
+class Values(NoAgent):
     """Q is the sum of the action."""
 
     def values(self, observations, actions):

@@ -17,8 +17,8 @@ from o2o_diffusion.errors import InputError
 from o2o_diffusion.generators.cfdg import CFDG
 from o2o_diffusion.generators.pretrained import load_generator
 from o2o_diffusion.settings import CONFIGS, compose
-from o2o_diffusion.training import train_generator as module
-from o2o_diffusion.training.train_generator import GeneratorTraining
+from o2o_diffusion.training.session import Session
+from o2o_diffusion.training.train_generator import GROUPS, GeneratorTraining
 from o2o_diffusion.types import Source
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -28,14 +28,14 @@ import train_generator  # noqa: E402
 
 TINY = [
     "task.environment=Pendulum-v1", "threads=1", "generator.width=16", "generator.depth=1", "generator.batch_size=32",
-    "generator.embedding_dim=8", "generator.updates=30", "generator.num_steps=4", "quality_rows=0",
+    "generator.embedding_dim=8", "generator.updates=30", "generator.sampling.num_steps=4", "quality_rows=0",
 ]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def undisturbed(monkeypatch):
     """No signal handlers."""
-    monkeypatch.setattr(module, "Interruption", lambda: lambda: False)
+    monkeypatch.setattr(Session, "listen", lambda self: None)
 
 
 def after(num_updates: int):
@@ -46,8 +46,14 @@ def after(num_updates: int):
 
 def train(*arguments: str, interrupted: Any = None) -> int:
     base, overrides = CONFIGS / "train_generator.yaml", [*TINY, *arguments]
-    settings = compose(base, GeneratorTraining.Config, module.GROUPS, overrides)
-    return GeneratorTraining(settings).execute(interrupted)
+    settings = compose(base, GeneratorTraining.Config, GROUPS, overrides)
+    return execute(GeneratorTraining(settings), interrupted)
+
+
+def execute(training: GeneratorTraining, interrupted: Any = None) -> int:
+    """Run to the end, or until `interrupted` says so."""
+    training.session.interrupted = interrupted or training.session.interrupted
+    return training.execute()
 
 
 def table(path: Path, size: int = 400, **changes: np.ndarray) -> str:
@@ -75,7 +81,7 @@ def test_interrupted_and_resumed_is_the_same_generator(tmp_path, pendulum_table,
     for stop in (after(9), None):  # once inside again, then to the end
         assert {path.name for path in tmp_path.iterdir()} == {"whole", "parts.training"}
         resumed = GeneratorTraining.resume(str(tmp_path / "parts"))
-        assert resumed.execute(stop) == (130 if stop else 0)
+        assert execute(resumed, stop) == (130 if stop else 0)
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "parts"}
     manifests = [(tmp_path / name / "sha256.json").read_text() for name in ("whole", "parts")]
     assert manifests[0] == manifests[1]  # every file, weights and card included
@@ -120,19 +126,19 @@ def test_the_plan_comes_first_and_quality_last(tmp_path, pendulum_table, capsys)
     data = [f"task.dataset={pendulum_table}", f"online_dataset={pendulum_table}"]
     assert train(*data, f"output={tmp_path / 'g'}", "quality_rows=200") == 0
     shown = capsys.readouterr()
-    for text in ("400 offline, 400 online", "updates", "30", "1 on cpu, 1 threads", "less than a minute", "CFDG"):
+    for text in ("400 offline, 400 online", "updates", "30", "1 on cpu, 1 threads", "about a minute", "CFDG"):
         assert text in shown.out, text
     aucs = dict(re.findall(r"(offline|online) rows: a classifier .* AUC (0\.\d+|1\.000)", shown.out))
     assert set(aucs) == {"offline", "online"} and "loss=" in shown.err
-    facts = json.loads((tmp_path / "g" / "facts.json").read_text())
-    assert facts["quality"]["rows"] == 200 and facts["updates"] == 30
-    assert {label: f"{auc:.3f}" for label, auc in facts["quality"]["auc"].items()} == aucs
-    assert facts["dataset_sha256"] == load_dataset(pendulum_table).fingerprint
+    provenance = json.loads((tmp_path / "g" / "provenance.json").read_text())
+    assert provenance["quality"]["rows"] == 200 and provenance["updates"] == 30
+    assert {label: f"{auc:.3f}" for label, auc in provenance["quality"]["auc"].items()} == aucs
+    assert provenance["dataset_sha256"] == load_dataset(pendulum_table).fingerprint
     card = ModelCard.load(tmp_path / "g" / "README.md").content
     assert all(auc in card for auc in aucs.values()) and "Pendulum-v1" in card
 
 
-def test_constant_columns_are_told_and_repeated_exactly(tmp_path, capsys):
+def test_constant_columns_are_told_and_repeated_exactly(tmp_path, capsys, draw):
     states = np.random.default_rng(0).normal(size=(301, 3)).astype(np.float32)
     states[:, 1] = 0.7
     steps = {"observations": states[:-1], "next_observations": states[1:], "rewards": np.full(300, -0.3)}
@@ -140,7 +146,7 @@ def test_constant_columns_are_told_and_repeated_exactly(tmp_path, capsys):
     assert train(f"task.dataset={data}", f"output={tmp_path / 'g'}", "generator.updates=5") == 0
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert warnings == ["warning: constant columns, repeated in new rows: observations[1] = 0.7, rewards = -0.3"]
-    rows = load_generator(tmp_path / "g").sample(500, source=Source.GENERATED_OFFLINE)
+    rows = draw(load_generator(tmp_path / "g"), 500, source=Source.GENERATED_OFFLINE)
     assert (rows.observations[:, 1] == np.float32(0.7)).all() and (
         rows.next_observations[:, 1] == np.float32(0.7)
     ).all()
@@ -173,7 +179,7 @@ def mistakes(folder: Path, pendulum: str) -> dict[str, tuple[list[str], str]]:
         "taken": ([data, f"output={folder / 'taken'}"], "taken' is not empty"),
         "in the making": ([data, f"output={folder / 'wide'}"], f"continue with --resume {folder / 'wide'}"),
         "nothing to train": ([data, "generator=none"], "NoGenerator has nothing to train"),
-        "no interval": ([data, "checkpoint_interval=0"], "'checkpoint_interval' is 0"),
+        "no interval": ([data, "checkpoint_interval=0"], "'checkpoint_interval': 0"),
         "no folder": ([data, f"generator.pretrained={folder / 'taken'}"], "it has no sha256.json"),
         "nothing to resume": (["--resume", str(folder / "inf")], "no interrupted training of a generator"),
         "nothing to resume here": (["--resume"], "--resume auto: no interrupted training under generators/"),

@@ -1,1 +1,1 @@
-"""Policies that record data: no training is needed to run them."""
+"""Policies for recording data, ready to use without training."""

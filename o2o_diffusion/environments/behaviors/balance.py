@@ -8,7 +8,7 @@ import numpy as np
 from o2o_diffusion.errors import InputError
 
 GAINS = np.array([1.0, 10.0, 1.0, 2.0]) / 3
-"""Action per metre, radian, metre per second and radian per second; actions are in [-1, 1]."""
+"""Action per m, rad, m/s and rad/s; actions are in [-1, 1]."""
 
 
 class Balance:

@@ -1,4 +1,4 @@
-"""Behaviours by name."""
+"""Create behaviors by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from o2o_diffusion.environments.behaviors.waypoints import Waypoints
 from o2o_diffusion.errors import InputError
 
 Behaviour = Callable[[Any], np.ndarray]
-"""A raw observation of the environment -> [action_dim] action in [-1, 1]."""
+"""Maps a raw observation of the environment to an action [action_dim] in [-1, 1]."""
 
 
 class Random:
@@ -25,14 +25,14 @@ class Random:
         self.random = random
 
     def __call__(self, observation: Any) -> np.ndarray:
-        """[action_dim] action, whatever the observation."""
+        """[action_dim] action, independent of the observation."""
         return self.random.uniform(-1, 1, self.shape)
 
 
 def make_behaviour(name: str, environment: gym.Env, *, stochastic: bool, random: np.random.Generator) -> Behaviour:
-    """The behaviour `name` ("random", "waypoints", "balance" or a packaged policy) for `environment` with its spaces.
+    """Create the behavior `name` ("random", "waypoints", "balance" or a packaged policy) for a raw `environment`.
 
-    `stochastic` lets a policy sample its actions. Raises InputError where the name is unknown or does not fit.
+    With `stochastic`, a policy samples its actions. Raises InputError if the name is unknown or does not fit.
     """
     if name == "random":
         return Random(environment, random)

@@ -1,8 +1,8 @@
-"""Trained policies as small safetensors files: a tanh-Gaussian actor (SAC's), run in numpy, one observation at a time.
+"""Trained policies as small safetensors files: a tanh-Gaussian (SAC) actor, run in numpy, one observation at a time.
 
-Tensors: trunk.k.weight [out, in] and trunk.k.bias of the hidden layers in the order of k, mean.*, log_std.*, and
-optionally observation_mean and observation_std; float16 saves space. Metadata is one JSON object: environment,
-hidden (layer widths), activation ("relu"), env_steps at which the policy was taken, command that made it.
+Tensors: trunk.k.weight [out, in] and trunk.k.bias of hidden layer k, mean.*, log_std.*, and optionally
+observation_mean and observation_std; float16, to save space. Metadata is one JSON object: environment, hidden (layer
+widths), activation ("relu"), env_steps (environment steps of training), command (training command).
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from o2o_diffusion.errors import InputError, nearest
+from o2o_diffusion.storage import atomic_file
 
 FOLDER = Path(__file__).parent / "policies"
-"""Packaged policies, named by their path in here without the suffix, such as "halfcheetah/step_50000"."""
+"""Folder of the packaged policies, named by relative path without suffix, e.g. "halfcheetah/step_52473"."""
 
 
 class SavedPolicy:
@@ -26,7 +27,7 @@ class SavedPolicy:
     def __init__(
         self, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Any], random: np.random.Generator | None
     ):
-        """`random` is the source of noise; None acts deterministically. Raises InputError where tensors are missing."""
+        """`random` is the source of noise, None for deterministic actions. Raises InputError if tensors are missing."""
         self.metadata = dict(metadata)
         self.random = random
         tensors = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
@@ -44,7 +45,7 @@ class SavedPolicy:
 
     @classmethod
     def load(cls, path: Path | str, random: np.random.Generator | None = None) -> SavedPolicy:
-        """The policy in a file; raises InputError where there is none or it is damaged."""
+        """Load a policy from a file; raises InputError if it is missing or damaged."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -57,12 +58,12 @@ class SavedPolicy:
 
     @property
     def observation_dim(self) -> int:
-        """Length of the observations it takes."""
+        """Length of an observation."""
         return self.trunk[0][0].shape[1] if self.trunk else self.mean[0].shape[1]
 
     @property
     def action_dim(self) -> int:
-        """Length of its actions."""
+        """Length of an action."""
         return len(self.mean[1])
 
     def __call__(self, observation: np.ndarray) -> np.ndarray:
@@ -78,16 +79,19 @@ class SavedPolicy:
 
 
 def save_policy(path: Path | str, tensors: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
-    """Write a policy file from numpy arrays or torch tensors, as float16; `metadata` must be JSON."""
+    """Write a policy file from numpy arrays or torch tensors, as float16.
+
+    Raises TypeError if `metadata` is not JSON, OSError if `path` can't be written.
+    """
     from safetensors.numpy import save_file
 
     arrays = {name: np.ascontiguousarray(np.asarray(tensor), dtype=np.float16) for name, tensor in tensors.items()}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    save_file(arrays, path, metadata={"policy": json.dumps(dict(metadata))})
+    with atomic_file(Path(path)) as temporary:
+        save_file(arrays, temporary, metadata={"policy": json.dumps(dict(metadata))})
 
 
 def packaged_policy(name: str) -> Path:
-    """The file of a packaged policy; raises InputError for an unknown one."""
+    """Path of a packaged policy; raises InputError if it is unknown."""
     path = FOLDER / f"{name}.safetensors"
     known = [file.relative_to(FOLDER).with_suffix("").as_posix() for file in sorted(FOLDER.glob("**/*.safetensors"))]
     if name not in known:

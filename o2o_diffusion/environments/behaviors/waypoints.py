@@ -14,11 +14,11 @@ from o2o_diffusion.errors import InputError
 Cell = tuple[int, int]
 
 STIFFNESS, DAMPING = 10.0, 1.0
-"""Action per metre from the waypoint and per metre per second; actions are in [-1, 1]."""
+"""Action per m of distance to the waypoint and per m/s of velocity; actions are in [-1, 1]."""
 
 
 class Waypoints:
-    """Heads for the centre of the next cell on a shortest path, and for the goal itself once in its cell."""
+    """Steers to the center of the next cell on a shortest path, or to the goal itself once in its cell."""
 
     def __init__(self, environment: gym.Env):
         self.maze: Any = getattr(environment.unwrapped, "maze", None)
@@ -43,7 +43,7 @@ class Waypoints:
         return int(row), int(column)
 
     def _search(self, goal: Cell) -> dict[Cell, Cell]:
-        """From every reachable cell the next one on a shortest path to `goal`."""
+        """For every reachable cell, the next cell on a shortest path to `goal`."""
         following, queue = {goal: goal}, deque([goal])
         while queue:
             cell = queue.popleft()
