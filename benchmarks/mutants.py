@@ -1,6 +1,6 @@
 """Does a test fail for every one-line mistake in mutants.yaml? Results go to docs/results/mutants.json.
 
-    python benchmarks/mutants.py [--only NAME ...]
+    python benchmarks/mutants.py [--only NAME ...] [--list mutants.yaml]
 
 Each mutant replaces one piece of text in a copy of the checkout and runs the tests named with it (`-x`), two mutants at
 a time. A mutant that was tried before against the same text and tests is not run again.
@@ -18,11 +18,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
+from typing import Any
 
 from omegaconf import OmegaConf
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "docs" / "results" / "mutants.json"
+LIST, RESULTS = Path(__file__).with_suffix(".yaml"), ROOT / "docs" / "results" / "mutants.json"
 COPIED = ("o2o_diffusion", "configs", "scripts", "tests", "examples", "README.md", "pyproject.toml")
 WORKERS, LIMIT = 2, 300  # seconds of a mutant; a mutant that hangs is noticed
 
@@ -69,11 +70,13 @@ def main() -> None:
     """Try what has not been tried, two at a time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", help="names of mutants")
+    parser.add_argument("--list", type=Path, default=LIST, help="file of mutants; results of another go next to it")
     arguments = parser.parse_args()
-    mutants = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_suffix(".yaml")))
+    results = RESULTS if arguments.list == LIST else arguments.list.with_suffix(".json")
+    mutants: Any = OmegaConf.to_container(OmegaConf.load(arguments.list))
     for mutant in mutants:
         mutated(mutant)
-    found = {row["name"]: row for row in json.loads(RESULTS.read_text())["mutants"]} if RESULTS.exists() else {}
+    found = {row["name"]: row for row in json.loads(results.read_text())["mutants"]} if results.exists() else {}
     found = {mutant["name"]: found[mutant["name"]] for mutant in mutants if mutant["name"] in found}
     waiting = [m for m in mutants if found.get(m["name"], {}).get("key") != key(m)]
     waiting = [m for m in waiting if not arguments.only or m["name"] in arguments.only]
@@ -92,22 +95,22 @@ def main() -> None:
             folder = folders.get()
             try:
                 found[mutant["name"]] = run(mutant, folder)
-                write(found)
+                write(found, results)
             finally:
                 folders.put(folder)
 
         with ThreadPoolExecutor(WORKERS) as pool:
             list(pool.map(take, waiting))
-    write(found)
+    write(found, results)
     missed = [row["name"] for row in found.values() if not row["noticed"]]
     print(f"{len(found) - len(missed)} of {len(found)} noticed; missed: {', '.join(missed) or 'none'}")
 
 
-def write(found: dict[str, dict]) -> None:
-    """All results so far."""
+def write(found: dict[str, dict], path: Path) -> None:
+    """Write all results so far."""
     rows = sorted(found.values(), key=lambda row: row["name"])
     content = {"command": "python benchmarks/mutants.py", "mutants": rows}
-    RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ TORQUE = 2.0
 """Pendulum's actions are in [-2, 2]."""
 
 
-def behaviour(observation: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def behavior(observation: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """[1] very noisy torque: swing the pendulum up, then balance it."""
     cosine, sine, velocity = observation
     energy = velocity**2 / 6 + 5 * (cosine - 1)  # 0 at rest, upright
@@ -41,7 +41,7 @@ def record(steps: int, seed: int) -> d3rlpy.dataset.ReplayBuffer:
     columns: dict[str, list] = {name: [] for name in ("observations", "actions", "rewards", "terminals", "timeouts")}
     observation, _ = env.reset(seed=seed)
     for _ in range(steps):
-        action = behaviour(observation, random)
+        action = behavior(observation, random)
         following, reward, terminated, truncated, _ = env.step(action)
         for name, value in zip(columns, (observation, action, reward, terminated, truncated), strict=True):
             columns[name].append(value)

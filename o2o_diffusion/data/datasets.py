@@ -136,7 +136,7 @@ def _metadata(data: Path) -> dict[str, Any]:
     """Read the raw metadata; it must have the spaces, or Minari would create the named environment to get them."""
     path = data / "metadata.json"
     if not path.is_file():
-        raise InputError(f"{data.absolute()} is no Minari dataset: it has no metadata.json (nor data/metadata.json)")
+        raise InputError(f"{data.absolute()} is not a Minari dataset: it has no metadata.json (nor data/metadata.json)")
     try:
         metadata = json.loads(path.read_text())
     except ValueError as error:

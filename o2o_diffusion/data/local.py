@@ -31,7 +31,7 @@ def folder_of(dataset_id: str) -> Path:
         raise InputError(f"{dataset_id!r} is neither an existing folder or file nor a Minari id (namespace/name-v0)")
     folder = store() / dataset_id
     if not folder.resolve().is_relative_to(store().resolve()):
-        raise InputError(f"{dataset_id!r} leads out of {store()}")
+        raise InputError(f"{dataset_id!r} is outside {store()}")
     return folder
 
 

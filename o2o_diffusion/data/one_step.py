@@ -136,10 +136,10 @@ def check_size(num_rows: int, layout: Layout) -> None:
     size, minutes = num_rows * (BYTES_PER_EPISODE + BYTES_PER_FIELD * fields), num_rows * SECONDS_PER_EPISODE / 60
     existing = next(path for path in (local.store(), *local.store().absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
-    told = f"{num_rows:,} generated rows take about {size / 1e9:.2g} GB as one-step episodes of a Minari dataset"
+    need = f"{num_rows:,} generated rows take about {size / 1e9:.2g} GB as one-step episodes of a Minari dataset"
     if size > free:
-        raise InputError(f"{told}, {existing} has {free / 1e9:.2g} GB left; a table (.npz, .hdf5) is 100 times smaller")
-    print(f"warning: {told}, and {minutes:.1f} minutes to write", file=sys.stderr)
+        raise InputError(f"{need}, {existing} has {free / 1e9:.2g} GB left; a table (.npz, .hdf5) is 100 times smaller")
+    print(f"warning: {need}, and {minutes:.1f} minutes to write", file=sys.stderr)
 
 
 def open_dataset(name: str | Path) -> MinariDataset:

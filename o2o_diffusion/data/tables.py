@@ -95,7 +95,7 @@ def split_table(name: str, table: dict[str, np.ndarray]) -> tuple[tuple[Episode,
     if following is None:
         logger.warning(
             "%s has no next_observations: the last transition of %d episodes that did not terminate is dropped, and "
-            "in %d that did the last observation stands for the next",
+            "in %d that did, the last observation is used as the next one",
             *(name, num_dropped, len(stops) - num_dropped),
         )
     return tuple(episodes), spec

@@ -59,7 +59,7 @@ def make_raw_environment(spec: EnvironmentSpec) -> gym.Env:
         with quiet():
             return gym.make(spec.id, max_episode_steps=spec.max_episode_steps, disable_env_checker=True, **kwargs)
     except Exception as error:  # environments raise many kinds of exceptions, all caused by user settings
-        raise InputError(f"environment {spec.id} with {dict(kwargs)} cannot be made: {error}") from error
+        raise InputError(f"environment {spec.id} with {dict(kwargs)} cannot be created: {error}") from error
 
 
 def check_registered(environment_id: str) -> None:
@@ -69,7 +69,8 @@ def check_registered(environment_id: str) -> None:
     if known is None:
         raise InputError(f"unknown environment {environment_id!r}{nearest(environment_id, gym.registry)}")
     if not str(known.entry_point).startswith(ALLOWED):
-        raise InputError(f"environment {environment_id}: code of {known.entry_point} is not run, only of {ALLOWED}")
+        allowed = " or ".join(name.rstrip(".") for name in ALLOWED)
+        raise InputError(f"environment {environment_id}: its code, {known.entry_point}, is not from {allowed}")
 
 
 @functools.cache

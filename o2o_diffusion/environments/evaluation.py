@@ -87,7 +87,7 @@ class Evaluation:
         if self.is_goal_task and success is not None:
             return success, "success rate in %"
         if self.references is not None:
-            return self.references.normalize(np.array(self.returns)), f"normalised score ({self.references.source})"
+            return self.references.normalize(np.array(self.returns)), f"normalized score ({self.references.source})"
         return (np.array(self.returns), "return") if success is None else (success, "success rate in %")
 
 

@@ -15,7 +15,7 @@ from annotated_types import Ge, Gt
 from o2o_diffusion.data import local
 from o2o_diffusion.data.spaces import ActionBounds
 from o2o_diffusion.data.writing import NAMESPACE, new_dataset, write_dataset
-from o2o_diffusion.environments.behaviors.factory import Behaviour, make_behaviour
+from o2o_diffusion.environments.behaviors.factory import Behavior, make_behavior
 from o2o_diffusion.environments.environment import make_raw_environment
 from o2o_diffusion.progress import progress_bar
 from o2o_diffusion.types import EnvironmentSpec
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Stage:
     """A part of a recording with one behavior."""
 
-    behaviour: Annotated[str, "random, waypoints, balance, or a packaged policy (halfcheetah/step_52473)"] = "random"
+    behavior: Annotated[str, "random, waypoints, balance, or a packaged policy (halfcheetah/step_52473)"] = "random"
     noise: Annotated[float, "standard deviation of Gaussian noise added to actions in [-1, 1]", Ge(0)] = 0.0
     share: Annotated[float, "share of the recording's steps, relative to the other stages", Gt(0)] = 1.0
     stochastic: Annotated[bool, "whether a policy samples its actions"] = False
@@ -69,8 +69,8 @@ def record(recording: Recording, *, progress: bool = True) -> Path:
         for buffer in _episodes(recording, environment):
             buffers.append(buffer)
             bar.update(min(len(buffer), bar.total - bar.n))
-        behaviours = ", ".join(dict.fromkeys(stage.behaviour for stage in recording.stages))
-        metadata = {"algorithm_name": behaviours, "recording": asdict(recording)}
+        behaviors = ", ".join(dict.fromkeys(stage.behavior for stage in recording.stages))
+        metadata = {"algorithm_name": behaviors, "recording": asdict(recording)}
         write_dataset(data, recording.dataset, environment, buffers, metadata)
     return local.folder_of(recording.dataset)
 
@@ -82,10 +82,10 @@ def _episodes(recording: Recording, environment: gym.Env) -> Iterator[EpisodeBuf
     bounds = ActionBounds.of(environment.action_space, recording.environment)
     seed, steps, target = recording.seed, 0, 0.0
     for stage in recording.stages:
-        behaviour = make_behaviour(stage.behaviour, environment, stochastic=stage.stochastic, random=random)
+        behavior = make_behavior(stage.behavior, environment, stochastic=stage.stochastic, random=random)
         target += recording.num_steps * stage.share / total
         while steps < target - 0.5:
-            episode = _episode(environment, behaviour, stage.noise, bounds, random, seed)
+            episode = _episode(environment, behavior, stage.noise, bounds, random, seed)
             seed = None  # later episodes continue the environment's random stream
             steps += len(episode)
             yield episode
@@ -93,7 +93,7 @@ def _episodes(recording: Recording, environment: gym.Env) -> Iterator[EpisodeBuf
 
 def _episode(
     environment: gym.Env,
-    behaviour: Behaviour,
+    behavior: Behavior,
     noise: float,
     bounds: ActionBounds,
     random: np.random.Generator,
@@ -106,7 +106,7 @@ def _episode(
     observations, actions, rewards = [observation], [], []
     terminated = truncated = False
     while not (terminated or truncated):
-        action = behaviour(observation)
+        action = behavior(observation)
         if noise:
             action = action + noise * random.standard_normal(len(action))
         action = bounds.to_box(action.astype(np.float32))

@@ -14,7 +14,7 @@ BODY = """
 # {name}, a generator of transitions
 
 A diffusion model of transitions (s, a, r, s', termination) for offline-to-online reinforcement learning, of the class
-`{target}`. It is refreshed on what a policy meets, and its rows are mixed into the learner's batches.
+`{target}`. It is refreshed on the experience of a policy, and its rows are mixed into the learner's batches.
 
 ```python
 from o2o_diffusion import Augmenter
@@ -39,17 +39,17 @@ In this order; actions are in [-1, 1], rewards raw, terminations 1 only where th
 
 ## Intended use and limits
 
-Meant for training policies in the environment of its data, beside real rows. Its rows are single transitions near the
-data it was trained on: they hold nothing of states that were never visited, are not consistent over several steps, and
-must not be taken for measurements of the environment. Look at their quality before relying on them.
+Meant for training policies in the environment of its data, together with real rows. Its rows are single transitions
+near the data it was trained on: they cover no states that were never visited, are not consistent over several steps,
+and must not be taken for measurements of the environment. Check their quality before relying on them.
 
 ## Settings
 
 {settings}
 
-## Licence
+## License
 
-{licence}
+{license}
 """
 
 
@@ -66,9 +66,9 @@ def model_card(
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    licence = provenance.get("license")
+    license = provenance.get("license")
     tags = ["reinforcement-learning", "offline-to-online-rl", "diffusion", "data-augmentation"]
-    data = ModelCardData(library_name=LIBRARY, license=licence, tags=tags, pipeline_tag="reinforcement-learning")
+    data = ModelCardData(library_name=LIBRARY, license=license, tags=tags, pipeline_tag="reinforcement-learning")
     sections = {
         "name": str(settings["target"]).rpartition(".")[2],
         "target": settings["target"],
@@ -76,7 +76,7 @@ def model_card(
         "columns": _table({f"`{name}`": width for name, width in columns}),
         "quality": _quality(provenance.get("quality")),
         "settings": _table({f"`{name}`": f"`{value}`" for name, value in settings.items() if name != "target"}),
-        "licence": licence or "Left open by whoever made this generator.",
+        "license": license or "Left open by whoever made this generator.",
     }
     return ModelCard(f"---\n{data.to_yaml()}\n---\n{BODY.format(**sections)}")
 
@@ -99,8 +99,8 @@ def _quality(quality: Mapping[str, Any] | None) -> str:
         return "Not measured when it was saved."
     aucs = {f"AUC, {label} label": f"{value:.3f}" for label, value in quality["auc"].items()}
     return (
-        f"A classifier told {quality['rows']:,} new rows from up to as many training rows of their label, on rows "
-        f"it was not trained on, with these areas under the curve (0.5: not at all, 1: always).\n\n{_table(aucs)}"
+        f"Area under the curve of a classifier of {quality['rows']:,} new rows against up to as many training rows of "
+        f"their label, on rows it was not trained on (0.5: chance, 1: perfect).\n\n{_table(aucs)}"
     )
 
 

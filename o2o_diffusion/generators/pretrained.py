@@ -50,7 +50,9 @@ def find_folder(name: str | Path) -> Path:
         return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", CARD]))
     except Exception as error:  # hub and network errors have many types
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise InputError(f"no folder {name}, and no generator {name} could be had from the hub ({reason})") from error
+        raise InputError(
+            f"no folder {name}, and no generator {name} could be downloaded from the hub ({reason})"
+        ) from error
 
 
 def load_generator(
@@ -101,7 +103,7 @@ def save_folder(
 
     folder = Path(folder)
     if folder.exists() and not (folder / MANIFEST).is_file() and (folder.is_file() or any(folder.iterdir())):
-        raise InputError(f"a generator can't be saved to {folder}, which is not empty and no saved generator")
+        raise InputError(f"a generator can't be saved to {folder}, which is not empty and not a saved generator")
     try:
         with atomic_folder(folder, replace=True) as temporary:
             model.save_pretrained(temporary)

@@ -50,7 +50,9 @@ class Detached:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise InputError("augmenters are not pickled: make one anew (from_pretrained, load_state_dict) and attach it")
+        raise InputError(
+            "augmenters are not pickled: create a new one (from_pretrained, load_state_dict) and attach it"
+        )
 
 
 class Augmenter:

@@ -60,7 +60,7 @@ class AugmentedBuffer:
     def sample(self, batch_size: int, *args: Any, **kwargs: Any) -> Any:
         """Sample `batch_size` rows in the buffer's own type, a share `ratio` of them generated."""
         if any(hasattr(value, "normalize_obs") for value in (*args, *kwargs.values())):
-            raise InputError("a buffer that normalises with VecNormalize: use integrations.sb3.AugmentedReplayBuffer")
+            raise InputError("a buffer that normalizes with VecNormalize: use integrations.sb3.AugmentedReplayBuffer")
         num_generated = share(self.augmenter, self.ratio, batch_size)
         real = self.replay_buffer.sample(max(1, batch_size - num_generated), *args, **kwargs)
         if not num_generated:

@@ -87,7 +87,7 @@ class GeneratedReplayBuffer(ReplayBuffer):
 
     def sample_trajectory(self, length: int) -> PartialTrajectory:
         """Raise InputError: single transitions have no history."""
-        raise InputError("generated transitions are no trajectories; train d3rlpy's transformers on the real buffer")
+        raise InputError("generated transitions are not trajectories; train d3rlpy's transformers on the real buffer")
 
 
 def to_d3rlpy(

@@ -61,7 +61,7 @@ def augment(
     gate = augmenter.generator.next_refresh(augmenter.replay).gate
     verdict = judge({label: rows}, num_samples, augmenter.replay, gate)
     if not verdict.accepted:
-        warnings.warn(f"generated rows are {verdict}; they are written all the same", stacklevel=2)
+        warnings.warn(f"generated rows are {verdict}; they are written anyway", stacklevel=2)
     known: dict[str, Any] = {"source_datasets": [real.name], "algorithm_name": type(augmenter.generator).__name__}
     if not _is_name(generator):
         known["generator_sha256"] = checksum(find_folder(generator))

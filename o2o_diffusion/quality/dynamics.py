@@ -45,7 +45,7 @@ class Simulator:
         self.state = np.concatenate([np.arange(where.start, where.stop) for where in state])
         self.hidden = self.body.model.nq + self.body.model.nv - len(self.state)
         if not 0 <= self.hidden <= 2:
-            raise ValueError(f"the observation holds {-self.hidden} entries less than the state")
+            raise ValueError(f"the observation holds {-self.hidden} entries fewer than the state")
         self.limit = float("inf")
         self.environment.reset(seed=0)
 

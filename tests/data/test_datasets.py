@@ -234,5 +234,5 @@ def test_a_damaged_minari_folder_is_one_line(tmp_path, table):
     (folder / "data" / "main_data.hdf5").write_bytes(b"damaged")
     with pytest.raises(InputError, match="cannot be read"):
         load_dataset(str(folder))
-    with pytest.raises(InputError, match="is no Minari dataset"):
+    with pytest.raises(InputError, match="is not a Minari dataset"):
         load_dataset(str(tmp_path))

@@ -123,7 +123,7 @@ def test_saving_again_replaces_a_generator_and_nothing_else(folder, generator, t
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    with pytest.raises(InputError, match="not empty and no saved generator"):
+    with pytest.raises(InputError, match="not empty and not a saved generator"):
         generator.save_pretrained(tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 

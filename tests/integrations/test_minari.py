@@ -41,7 +41,7 @@ def test_generated_rows_follow_the_real_episodes(store):
 
 
 def test_rows_that_the_gate_refuses_are_written_with_a_warning():
-    with pytest.warns(UserWarning, match=r"are refused: .*limit 0\.1\); they are written all the same"):
+    with pytest.warns(UserWarning, match=r"are refused: .*limit 0\.1\); they are written anyway"):
         augment("o2o/pendulum-v0", "my/bad-v0", num_samples=200, settings=[*TINY, "max_auc=0.1"])
     assert load_dataset("my/bad-v0").num_transitions == load_dataset("o2o/pendulum-v0").num_transitions + 200
 

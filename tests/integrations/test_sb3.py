@@ -76,7 +76,7 @@ def test_terminations_are_observed():
     assert model.replay_buffer.sample(10).observations.dtype == torch.float64  # as InvertedPendulum's
 
 
-def test_generated_rows_are_normalised_as_real_ones_and_the_augmenter_sees_raw_ones():
+def test_generated_rows_are_normalized_as_real_ones_and_the_augmenter_sees_raw_ones():
     augmenter = fitted()
     environment = VecNormalize(make_vec_env("Pendulum-v1", n_envs=2, seed=0))
     model = make(augmenter, environment)
@@ -85,7 +85,7 @@ def test_generated_rows_are_normalised_as_real_ones_and_the_augmenter_sees_raw_o
     assert np.array_equal(
         model.replay_buffer.observations[:100].reshape(200, 3), augmenter.replay.online.all().observations.numpy()
     )
-    assert augmenter.replay.online.all().rewards.min() < -1  # raw; normalised ones would be smaller
+    assert augmenter.replay.online.all().rewards.min() < -1  # raw; normalized ones would be smaller
     state = augmenter.rng.state_dict()  # so that both draw the same rows
     raw = augmenter.sample(8, unit_actions=True)
     augmenter.rng.load_state_dict(state)
@@ -132,7 +132,7 @@ def test_what_does_not_fit_is_refused_in_one_line():
         SAC("MlpPolicy", "Pendulum-v1").learn(10, callback=AugmentCallback())
 
 
-def test_normalised_batches_are_not_mixed_by_the_plain_proxy():
+def test_normalized_batches_are_not_mixed_by_the_plain_proxy():
     model = SAC("MlpPolicy", VecNormalize(make_vec_env("Pendulum-v1")), learning_starts=10, device="cpu")
     model.replay_buffer = fitted().wrap(model.replay_buffer)
     with pytest.raises(InputError, match=r"use integrations\.sb3\.AugmentedReplayBuffer"):

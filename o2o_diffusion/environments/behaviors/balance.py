@@ -18,7 +18,7 @@ class Balance:
         shapes = environment.observation_space.shape, environment.action_space.shape
         if shapes != ((4,), (1,)):
             name = environment.spec.id if environment.spec else environment
-            raise InputError(f"the behaviour 'balance' drives InvertedPendulum only, not {name}")
+            raise InputError(f"the behavior 'balance' drives InvertedPendulum only, not {name}")
 
     def __call__(self, observation: np.ndarray) -> np.ndarray:
         """[1] action in [-1, 1] for an observation [4]."""

@@ -13,7 +13,7 @@ from o2o_diffusion.environments.behaviors.policy import SavedPolicy, packaged_po
 from o2o_diffusion.environments.behaviors.waypoints import Waypoints
 from o2o_diffusion.errors import InputError
 
-Behaviour = Callable[[Any], np.ndarray]
+Behavior = Callable[[Any], np.ndarray]
 """Maps a raw observation of the environment to an action [action_dim] in [-1, 1]."""
 
 
@@ -29,7 +29,7 @@ class Random:
         return self.random.uniform(-1, 1, self.shape)
 
 
-def make_behaviour(name: str, environment: gym.Env, *, stochastic: bool, random: np.random.Generator) -> Behaviour:
+def make_behavior(name: str, environment: gym.Env, *, stochastic: bool, random: np.random.Generator) -> Behavior:
     """Create the behavior `name` ("random", "waypoints", "balance" or a packaged policy) for a raw `environment`.
 
     With `stochastic`, a policy samples its actions. Raises InputError if the name is unknown or does not fit.
@@ -44,7 +44,7 @@ def make_behaviour(name: str, environment: gym.Env, *, stochastic: bool, random:
     shapes = environment.observation_space.shape, environment.action_space.shape
     if shapes != ((policy.observation_dim,), (policy.action_dim,)):
         raise InputError(
-            f"the behaviour {name!r} takes observations [{policy.observation_dim}] and gives actions "
+            f"the behavior {name!r} takes observations [{policy.observation_dim}] and gives actions "
             f"[{policy.action_dim}], the environment has observations {shapes[0]} and actions {shapes[1]}"
         )
     return policy

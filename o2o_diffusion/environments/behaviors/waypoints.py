@@ -24,7 +24,7 @@ class Waypoints:
         self.maze: Any = getattr(environment.unwrapped, "maze", None)
         if self.maze is None or environment.action_space.shape != (2,):
             name = environment.spec.id if environment.spec else environment
-            raise InputError(f"the behaviour 'waypoints' drives PointMaze environments only, not {name}")
+            raise InputError(f"the behavior 'waypoints' drives PointMaze environments only, not {name}")
         self.steps: dict[Cell, dict[Cell, Cell]] = {}
 
     def __call__(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -48,10 +48,10 @@ class Waypoints:
         while queue:
             cell = queue.popleft()
             for row, column in ((0, 1), (1, 0), (0, -1), (-1, 0)):
-                neighbour = cell[0] + row, cell[1] + column
-                if neighbour not in following and self._is_free(neighbour):
-                    following[neighbour] = cell
-                    queue.append(neighbour)
+                neighbor = cell[0] + row, cell[1] + column
+                if neighbor not in following and self._is_free(neighbor):
+                    following[neighbor] = cell
+                    queue.append(neighbor)
         return following
 
     def _is_free(self, cell: Cell) -> bool:
