@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from o2o_diffusion.data.datasets import load_dataset
 from o2o_diffusion.learners.iql import IQL
 from o2o_diffusion.schedule import Budget
 from o2o_diffusion.settings import CONFIGS, compose
@@ -45,7 +46,7 @@ def course(dataset: str, tau: float, updates: list[int], steps: list[int]) -> It
     given = ["learner=iql", f"learner.tau={tau}", "generator=none", f"task.dataset={dataset}", "threads=1"]
     with TemporaryDirectory() as folder:
         run = Run(compose(CONFIGS / "finetune.yaml", Loop.Config, GROUPS, [*given, f"output={folder}/run"]))
-    replay, learner, episodes = run.loop.replay, run.loop.learner, run.task.dataset.episodes
+    replay, learner, episodes = run.loop.replay, run.loop.learner, load_dataset(dataset).episodes
     assert isinstance(learner, IQL)
     held_out = [episode for episode in episodes[::5] if len(episode) > max(steps)]
     if len(held_out) < 2:

@@ -35,6 +35,11 @@ class Gate:
 
     max_auc: float = 1.0
 
+    @property
+    def measures(self) -> bool:
+        """Whether rows are measured before they are accepted."""
+        return self.max_auc < 1
+
 
 @dataclass(frozen=True)
 class Refresh:

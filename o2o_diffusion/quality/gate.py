@@ -33,7 +33,7 @@ class Verdict:
 def judge(batches: Mapping[Source, Transitions], asked_rows: int, replay: Replay, gate: Gate) -> Verdict:
     """Judge generated rows on the main process and broadcast the verdict; an open gate (limit 1) reports AUC 0.5."""
     rows = sum(len(batch) for batch in batches.values())
-    if gate.max_auc >= 1:
+    if not gate.measures:
         return Verdict(True, rows, asked_rows, 0.5, gate.max_auc)
     measured = worst_auc(batches, replay) if rank() == 0 else 0.5
     worst = float(broadcast(torch.tensor(measured, dtype=torch.float64, device=replay.device)))

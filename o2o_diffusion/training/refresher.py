@@ -59,12 +59,13 @@ class Refresher(Stateful):
         If the generator makes its rows at batch time, the gate judges 2,000 rows per label, which are not stored.
         """
         refresh, share = self.generator.next_refresh(replay), self.generator.share(replay)
-        judged = share.at_batch_time and not refresh.rows
-        counts = dict.fromkeys(share.counts(ROWS), ROWS) if judged else share.counts(refresh.rows)
+        counts = share.counts(refresh.rows)
+        if share.at_batch_time and refresh.gate.measures:
+            counts = dict.fromkeys(share.counts(ROWS), ROWS)
         options = {"replay": replay, "agent": agent}
         batches = {source: self.generator.sample(count, source=source, **options) for source, count in counts.items()}
         verdict = judge(batches, sum(counts.values()), replay, refresh.gate)
-        replay.replace_generated(batches if verdict.accepted and refresh.rows else {})
+        replay.replace_generated(batches if verdict.accepted and not share.at_batch_time else {})
         self.accepted = verdict.accepted
         self.rows += replay.num_generated
         return verdict
@@ -106,7 +107,7 @@ class Refresher(Stateful):
         return self.accepted if refresh.updates or refresh.rows else True
 
     def augment(self, batch: Transitions, replay: Replay, agent: Agent) -> Transitions:
-        """Let the generator replace the marked rows of `batch`; returns `batch` itself if it is inactive."""
-        if not self.is_active(replay):
+        """Let a generator that works at batch time replace the marked rows of `batch`, unless it is inactive."""
+        if not (self.generator.share(replay).at_batch_time and self.is_active(replay)):
             return batch
         return self.generator.augment(batch, replay=replay, agent=agent)

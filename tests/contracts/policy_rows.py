@@ -41,12 +41,12 @@ class PolicyRows(Stateful):
     def update(self, replay: Replay, agent: Agent) -> Metrics:
         batch = Transitions.cat([replay.offline.all(), replay.online.all()])
         inputs = torch.cat([batch.observations, batch.actions], 1)
-        self.weight = torch.linalg.lstsq(inputs, batch.next_observations - batch.observations).solution
+        gram = inputs.T @ inputs + 1e-3 * torch.eye(inputs.shape[1])
+        self.weight = torch.linalg.solve(gram, inputs.T @ (batch.next_observations - batch.observations))
         return {}
 
     def sample(self, num_samples: int, *, source: Source, replay: Replay, agent: Agent) -> Transitions:
-        pool = replay.pools[source.real]
-        batch = pool[self.sample_rng.integers(len(pool), num_samples)]
+        batch = replay.gather(replay.union(self.sample_rng.integers(replay.num_real, num_samples)))
         made = self.rows(batch, agent.act(batch.observations, rng=self.sample_rng))
         return made.where(sources=torch.full_like(made.sources, source))
 

@@ -205,7 +205,7 @@ def test_ids_that_leave_the_store_are_refused(name):
 def test_a_link_out_of_the_store_is_refused(store, tmp_path):
     store.mkdir()
     (store / "out").symlink_to(tmp_path)
-    with pytest.raises(InputError, match="leads out"):
+    with pytest.raises(InputError, match="is outside"):
         folder_of("out/x-v0")
 
 

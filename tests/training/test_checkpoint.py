@@ -50,3 +50,10 @@ def test_a_save_that_fails_leaves_the_one_before_and_nothing_else(tmp_path, monk
 def test_no_checkpoint_is_one_line(tmp_path):
     with pytest.raises(InputError, match="no usable checkpoint"):
         load_checkpoint(tmp_path)
+
+
+def test_a_damaged_checkpoint_is_written_again(tmp_path):
+    path = save_checkpoint(tmp_path, 1, STATE) / checkpoint.STATE
+    path.write_text("{}")
+    save_checkpoint(tmp_path, 1, STATE)
+    assert load_checkpoint(tmp_path)["count"] == 7

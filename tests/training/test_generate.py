@@ -173,7 +173,10 @@ def mistakes(folder: Path) -> dict[str, tuple[list[str], str]]:
         "no output": ([whole], "output=<file"),
         "no generator": ([f"generator={folder / 'generater'}", rows], "did you mean 'generator'"),
         "neither": ([f"generator={folder / 'none' / 'there'}", rows], "neither a folder nor an id on the hub"),
-        "no network": (["generator=someone/hopper", rows], "no generator someone/hopper could be downloaded from the hub"),
+        "no network": (
+            ["generator=someone/hopper", rows],
+            "no generator someone/hopper could be downloaded from the hub",
+        ),
         "no manifest": ([f"generator={folder / 'missing'}", rows], "is not a saved generator: it has no sha256.json"),
         "altered": ([f"generator={folder / 'altered'}", rows], f"{weights} was altered"),
         "cut": ([f"generator={folder / 'cut'}", rows], f"{weights} was altered"),

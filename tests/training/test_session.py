@@ -1,10 +1,11 @@
+import os
 import time
 
 import pytest
 import torch
 
 from o2o_diffusion.errors import InputError
-from o2o_diffusion.training.session import MAX_RELATIVE_ERROR, matmul_error, processor, set_matmul
+from o2o_diffusion.training.session import MAX_RELATIVE_ERROR, matmul_error, processor, set_matmul, set_threads
 
 
 @pytest.fixture(autouse=True)
@@ -40,3 +41,13 @@ def test_a_named_precision_is_taken_and_another_word_is_refused():
 
 def test_the_processor_is_named_with_its_vector_instructions():
     assert processor().endswith(torch.backends.cpu.get_cpu_capability())
+
+
+def test_threads_are_as_asked_or_a_part_of_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    try:
+        for processes, asked, expected in ((1, 3, 3), (1, 0, 6), (2, 0, 3), (8, 0, 1)):
+            monkeypatch.setattr("o2o_diffusion.training.session.num_processes", lambda number=processes: number)
+            assert set_threads(asked) == torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(1)
