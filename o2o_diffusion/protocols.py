@@ -124,8 +124,9 @@ class Generator(Component, Protocol):
     def augment(self, batch: Transitions, *, replay: Replay, agent: Agent) -> Transitions:
         """Replace the rows marked as generated (`batch.is_generated`) in a raw batch with generated rows.
 
-        Called with this process's rows, only if `share` has `at_batch_time`, and only while the gate accepts. Draw noise for the whole batch and keep the
-        marked rows, so that N processes generate the same rows as one. The returns of these rows become -inf.
+        Called with this process's rows, only if `share` has `at_batch_time`, and only while the gate accepts. Draw
+        noise for the whole batch and keep the marked rows, so that N processes generate the same rows as one. The
+        returns of these rows become -inf.
         """
         ...
 

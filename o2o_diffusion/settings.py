@@ -19,6 +19,12 @@ from o2o_diffusion.ranges import violations
 PACKAGE = Path(__file__).parent
 CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"
 """Inside the package in a wheel, next to it in a checkout."""
+MOVED = {
+    "o2o_diffusion.tasks.Task": "o2o_diffusion.environments.tasks.Task",
+    "o2o_diffusion.logger.Logger": "o2o_diffusion.training.logger.Logger",
+    "o2o_diffusion.samplers.choice.Choice": "o2o_diffusion.samplers.choice.RecentOrUnion",
+}
+"""Targets in users' YAML files of version 0.1."""
 ASKERS = ("task", "generator", "learner")
 """Groups with an optional `run:` section in their files, the run settings requested by a method; later groups win.
 
@@ -144,7 +150,7 @@ def choose(base: Path | None, groups: Sequence[str], overrides: Sequence[str]) -
 
 def locate(target: str) -> type:
     """Import the class at a dotted path; raises InputError if there is none."""
-    module, _, name = target.rpartition(".")
+    module, _, name = MOVED.get(target, target).rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,15 +24,13 @@ from o2o_diffusion.agents import NoAgent
 from o2o_diffusion.distributed import ShardedRng
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.integrations.arrays import Data, action_bounds, read_rows, to_transitions
+from o2o_diffusion.integrations.buffers import AugmentedBuffer
 from o2o_diffusion.protocols import Agent, Generator
 from o2o_diffusion.quality.gate import Verdict
 from o2o_diffusion.replay import Draw, Replay
 from o2o_diffusion.settings import compose
 from o2o_diffusion.training.refresher import Refresher
 from o2o_diffusion.types import Source, Transitions, TransitionSpec
-
-if TYPE_CHECKING:
-    from o2o_diffusion.integrations.buffers import AugmentedBuffer
 
 ONLINE_CAPACITY = 1_000_000
 PARTS = ("refresher", "replay", "rng")
@@ -248,8 +246,6 @@ class Augmenter:
         `ratio` may be a function of the step last passed to `maybe_refresh`. Rows already in the buffer are not
         observed. See `AugmentedBuffer` for the supported buffers.
         """
-        from o2o_diffusion.integrations.buffers import AugmentedBuffer
-
         return AugmentedBuffer(replay_buffer, self, ratio)
 
     def report(self, *, rows: int = 2_000) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,9 +13,6 @@ from torch import Tensor
 
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.types import Transitions
-
-if TYPE_CHECKING:
-    from o2o_diffusion.integrations.augmenter import Augmenter
 
 NAMES = {
     "observations": ("observations", "observation", "obs"),
@@ -29,6 +26,25 @@ NAMES = {
 OURS = {theirs: ours for ours, names in NAMES.items() for theirs in names}
 
 
+class GeneratedRows(Protocol):
+    """What a buffer needs of an augmenter."""
+
+    step: int
+
+    @property
+    def num_generated(self) -> int:
+        """Number of generated rows in its pool."""
+        ...
+
+    def observe(self, observations: Any, actions: Any, rewards: Any, next_observations: Any, terminations: Any) -> None:
+        """Take real transitions, one or a batch."""
+        ...
+
+    def sample(self, num_samples: int) -> Transitions:
+        """Draw generated rows."""
+        ...
+
+
 class AugmentedBuffer:
     """Proxy of a replay buffer that observes `add`, mixes generated rows into `sample` and forwards everything else.
 
@@ -38,7 +54,7 @@ class AugmentedBuffer:
     limit in `infos` ("TimeLimit.truncated") is not a termination. Pickling keeps the buffer alone.
     """
 
-    def __init__(self, replay_buffer: Any, augmenter: Augmenter, ratio: float | Callable[[int], float]):
+    def __init__(self, replay_buffer: Any, augmenter: GeneratedRows, ratio: float | Callable[[int], float]):
         check_ratio(ratio, augmenter.step)
         self.replay_buffer, self.augmenter, self.ratio = replay_buffer, augmenter, ratio
         self._add = inspect.signature(replay_buffer.add)
@@ -92,7 +108,7 @@ def check_ratio(ratio: float | Callable[[int], float], step: int) -> float:
     return float(value)
 
 
-def share(augmenter: Augmenter, ratio: float | Callable[[int], float], batch_size: int) -> int:
+def share(augmenter: GeneratedRows, ratio: float | Callable[[int], float], batch_size: int) -> int:
     """Number of generated rows in a batch; 0 while the pool is empty."""
     return round(check_ratio(ratio, augmenter.step) * batch_size) if augmenter.num_generated else 0
 

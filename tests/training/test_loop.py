@@ -21,7 +21,7 @@ from o2o_diffusion.training.logger import Logger
 from o2o_diffusion.training.loop import Action, Loop
 from o2o_diffusion.training.plan import expected_seconds, num_refreshes
 from o2o_diffusion.training.session import Session
-from o2o_diffusion.types import EnvironmentSpec, Source, TransitionSpec
+from o2o_diffusion.types import EnvironmentSpec, RewardTransform, Source, TransitionSpec
 
 
 def settings(tmp_path: Path, *overrides: str, name: str = "run"):
@@ -348,3 +348,43 @@ def test_the_expected_time_is_that_of_each_phase(tmp_path):
     found = expected_seconds(loop, Declared(*phases, seconds=seconds), *parts)
     assert 1 <= found / (2_000 * 0.002 + 20_000 * 0.004) < 1.5
     assert loop.ticks == loop.updates == 0 and loop.learner.done == []
+
+
+def test_each_process_augments_and_scales_its_own_rows_of_one_draw(tmp_path, monkeypatch):
+    loop, seen = loop_of(tmp_path, Declared(*PHASES)), []
+    loop.replay.transform = RewardTransform(scale=2.0, bias=1.0)
+    loop.tick()  # the first phase begins
+
+    def augment(batch, replay, agent):
+        seen.append(batch)
+        return batch.where(observations=batch.observations + 50)
+
+    monkeypatch.setattr(loop.refresher, "augment", augment)
+    state, batches = loop.sampler.state_dict(), []
+    for processes, rank in ((1, 0), (2, 0), (2, 1)):
+        loop.sampler.load_state_dict(state)
+        monkeypatch.setattr("o2o_diffusion.distributed.num_processes", lambda number=processes: number)
+        monkeypatch.setattr("o2o_diffusion.distributed.rank", lambda number=rank: number)
+        batches.append(loop.draw()[0])
+    assert [len(batch) for batch in seen] == [4, 2, 2]  # augmented after sharding
+    for part, batch in ((slice(None), batches[0]), (slice(0, None, 2), batches[1]), (slice(1, None, 2), batches[2])):
+        real = loop.replay.offline[batches[0].rows[part]]
+        assert torch.equal(batch.observations, real.observations + 50)
+        torch.testing.assert_close(batch.rewards, 2 * real.rewards + 1)
+        torch.testing.assert_close(batch.discounts, 0.99 * (1 - real.terminations))
+
+
+def test_the_last_evaluation_is_at_the_last_step(tmp_path, tiny_run):
+    own = ["generator=none", "learner=iql", "online_steps=30", "eval_interval=20", "learner.batch_size=8"]
+    loop = Run(settings(tmp_path, *tiny_run, *own)).loop
+    assert loop.run() and [evaluation["env_steps"] for evaluation in loop.evaluations] == [0, 20, 30]
+
+
+def test_a_fresh_phase_has_a_new_learner_and_a_random_one_does_not_ask_it(tmp_path):
+    phases = Phase("warmup", env_steps=5, random_actions=True), Phase("finetune", env_steps=5, fresh=True)
+    first, second = Declared(*phases), Declared(*phases)
+    loop = loop_of(tmp_path, first)
+    loop.make_learner = lambda: second
+    assert loop.run() and loop.learner is second and second.phase is phases[1] and first.phase is phases[0]
+    taken = loop.replay.online.all().actions[:, 0]
+    assert (taken[:5] != 0).all() and (taken[5:] == 0).all()  # `Declared` acts with 0
