@@ -85,3 +85,12 @@ def test_seeded_restores_the_global_state():
 
 def test_the_only_process_decides_for_itself():
     assert broadcast_bool(True) is True and broadcast_bool(False) is False
+
+
+def test_tensors_are_averaged_over_processes_in_place(monkeypatch):
+    others = torch.tensor([3.0, 3.0, 3.0, 3.0, 7.0])
+    monkeypatch.setattr(distributed, "num_processes", lambda: 2)
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda tensor: tensor.add_(others))
+    tensors = [torch.ones(2, 2), torch.tensor(1.0)]
+    distributed.average(tensors)
+    assert tensors[0].tolist() == [[2.0, 2.0], [2.0, 2.0]] and tensors[1] == 4

@@ -171,7 +171,7 @@ def test_windows_never_cross_an_episode_and_repeat_its_last_row_with_weight_0(so
     check_windows(store, source)
 
 
-@pytest.mark.parametrize("lengths", [(4, 4, 5), (13,), (3, 10), (10,), (8, 12)])
+@pytest.mark.parametrize("lengths", [(4, 4, 5), (13,), (3, 10), (10,), (8, 12), (10, 3)])
 def test_windows_respect_the_wrap_around_of_the_online_ring(lengths):
     store = Replay(SPEC, {Source.OFFLINE: 3, Source.ONLINE: 10})
     store.load([numbered(9, 3)])
@@ -223,3 +223,27 @@ def test_state_restores_everything_but_the_dataset():
     assert other.online.position == store.online.position == 1
     with pytest.raises(ValueError, match="do not fit"):
         replay(offline=2, online=2).load_state_dict(store.state_dict())
+
+
+def test_returns_are_of_transformed_rewards_with_the_discount_and_the_failure_rule():
+    options = {"transform": RewardTransform(10.0, -1.0), "discount": 0.5, "failure_reward": -1.0}
+    store = Replay(SPEC, {Source.OFFLINE: 2, Source.ONLINE: 2}, **options)
+    failed = Episode(np.zeros((3, 3), np.float32), np.zeros((2, 2), np.float32), np.full(2, -1, np.float32), False)
+    store.load([episode(2)])
+    store.end_episode(failed, store.online.append(failed.transitions()))
+    assert store.offline.all().returns.tolist() == [9 + 0.5 * 9, 9.0]
+    assert store.online.all().returns.tolist() == [-22.0, -22.0]  # -11 at each step, for ever
+
+
+def test_a_label_without_new_rows_loses_its_old_ones():
+    store = make_replay(generated_offline=3, generated_online=3)
+    store.replace_generated({Source.GENERATED_ONLINE: raw_batch(2)})
+    assert len(store.pools[Source.GENERATED_OFFLINE]) == 0 and store.num_generated == 2
+
+
+def test_windows_end_at_the_rows_that_were_restored():
+    saved, store = (Replay(SPEC, {Source.ONLINE: 10}) for _ in range(2))
+    saved.load([numbered(0, 3)], Source.ONLINE)
+    store.load([numbered(0, 8)], Source.ONLINE)
+    store.load_state_dict(saved.state_dict())
+    check_windows(store, Source.ONLINE)

@@ -153,6 +153,27 @@ def test_restores_to_bit_equal_updates_and_actions(path):
 
 
 @LEARNER
+def test_explores_anew_with_each_draw_and_each_stream(path):
+    learner, observations = build("learner", path), raw_batch(50, center=3.0).observations
+    train(learner, off_center(), updates=1)
+    rng = ShardedRng(0)
+    drawn = [learner.act(observations, rng=stream) for stream in (rng, rng, ShardedRng(1))]
+    assert not any(torch.equal(drawn[0], other) for other in drawn[1:])
+    assert not torch.equal(drawn[0], learner.act(observations, deterministic=True))
+
+
+@LEARNER
+def test_a_restored_learner_keeps_its_normalization(path):
+    learner, restored, replay = build("learner", path), build("learner", path), off_center()
+    train(learner, replay, updates=1)
+    restored.load_state_dict(deepcopy(learner.state_dict()))
+    replay.offline.fields["observations"].add_(1)
+    restored.begin_phase(learner.phases(BUDGET)[-1], replay)
+    for one, other in zip(normalizers(learner), normalizers(restored), strict=True):
+        assert torch.equal(one.mean, other.mean)
+
+
+@LEARNER
 def test_depends_on_its_seed_only(path):
     torch.manual_seed(1)
     one, state = build("learner", path, seed=7), torch.get_rng_state()

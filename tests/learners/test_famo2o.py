@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from builders import FINETUNE, PRETRAIN, SPEC, make_batch, one_step
+from builders import FINETUNE, PRETRAIN, SPEC, make_batch, one_step, with_equal_draws
 
 from o2o_diffusion.learners.famo2o import FamO2O, encode
 from o2o_diffusion.replay import Replay
@@ -85,3 +85,24 @@ def test_the_family_spans_cloning_and_improvement():
     means = famo2o.actor(states[:2], encode(torch.tensor([0.5, 9.5]))).mode.mean(1)
     assert means[0] < 0.1 and means[1] > 0.35
     assert famo2o.scale(famo2o.balance(states[:1]).mode) > 5.0  # the critics like improvement
+
+
+def test_the_averaged_actor_acts_not_the_last_one():
+    famo2o, states = learner(actor_tau=0.1, learning_rate=3e-2), make_batch().observations
+    for _ in range(20):
+        famo2o.update(make_batch())
+    beta = encode(famo2o.scale(famo2o.balance(states).mode))
+    averaged, last = (actor(states, beta).mode for actor in (famo2o.acting_actor, famo2o.actor))
+    assert torch.equal(famo2o.act(states, deterministic=True), averaged) and not torch.equal(averaged, last)
+
+
+def test_universal_loss_is_a_regression_with_dropout_weighted_at_its_betas():
+    famo2o, b, q = learner(dropout=0.5), make_batch(), torch.zeros(64)
+
+    def plain():
+        beta = famo2o.training_beta(b)
+        return beta, famo2o.actor(b.observations, encode(beta), rng=famo2o.rng).log_prob(b.actions)
+
+    loss, (beta, log_prob) = with_equal_draws(famo2o, lambda: famo2o.actor_loss(b, q), plain)
+    weights = (-beta * famo2o.value(b.observations)).exp().clamp(max=100).detach()
+    torch.testing.assert_close(loss, -(weights * log_prob).mean())

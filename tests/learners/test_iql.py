@@ -1,5 +1,5 @@
 import torch
-from builders import SPEC, make_batch, one_step
+from builders import SPEC, make_batch, one_step, with_equal_draws
 
 from o2o_diffusion.learners.iql import IQL, expectile_loss
 
@@ -76,3 +76,20 @@ def test_the_acting_actor_is_first_the_mean_of_all_actors_and_then_their_running
         iql.step_actor(sum((scale * parameter).sum() for parameter in iql.actor.parameters()))
         actors.append(iql.actor.log_std.detach().clone())
     assert torch.allclose(iql.acting_actor.log_std, 0.6 * (actors[0] + actors[1]) / 2 + 0.4 * actors[2])
+
+
+def test_the_averaged_actor_acts_not_the_last_one():
+    iql, b = learner(actor_tau=0.1, learning_rate=3e-2), make_batch()
+    for _ in range(20):
+        iql.update(b)
+    averaged, last = (actor(b.observations).mode for actor in (iql.acting_actor, iql.actor))
+    assert torch.equal(iql.act(b.observations, deterministic=True), averaged) and not torch.equal(averaged, last)
+
+
+def test_the_actor_regresses_with_dropout():
+    iql, b = learner(dropout=0.5), make_batch()
+    q = iql.target_q(b)
+    loss, policy = with_equal_draws(iql, lambda: iql.actor_loss(b, q), lambda: iql.actor(b.observations, rng=iql.rng))
+    weights = (3 * (q - iql.value(b.observations))).exp().clamp(max=100).detach()
+    torch.testing.assert_close(loss, -(weights * policy.log_prob(b.actions)).mean())
+    assert not torch.equal(policy.mean, iql.actor(b.observations).mean)

@@ -196,3 +196,20 @@ def test_resumes_in_both_phases(online_updates):
         assert equal(weights(getattr(pex, name)), weights(getattr(other, name)))
     states = make_batch().observations
     assert torch.equal(pex.act(states, rng=ShardedRng(0)), other.act(states, rng=ShardedRng(0)))
+
+
+def test_the_frozen_policy_is_the_average_and_the_next_average_begins_anew():
+    pex = learner(actor_tau=0.1, learning_rate=3e-2)
+    for _ in range(20):
+        pex.update(make_batch())
+    averaged, last = weights(pex.acting_actor), weights(pex.actor)
+    pex.begin_phase(WARMUP, Replay(SPEC))
+    assert equal(weights(pex.offline_actor), averaged) and not equal(averaged, last)
+    pex.update(make_batch())
+    assert equal(weights(pex.acting_actor), weights(pex.actor))  # the mean of the one actor so far
+
+
+def test_a_restored_expansion_may_begin_an_episode():
+    pex, restored = expanded(), learner()
+    restored.load_state_dict(deepcopy(pex.state_dict()))
+    restored.begin_episode()

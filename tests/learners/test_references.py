@@ -29,7 +29,8 @@ class Reference:
 
     def __init__(self, learner):
         self.networks = {n: deepcopy(p) for n, p in vars(learner).items() if isinstance(p, torch.nn.Module)}
-        self.adams = {n: torch.optim.Adam(p.parameters(), lr=RATE) for n, p in self.networks.items()}
+        trained = {n: list(p.parameters()) for n, p in self.networks.items()}
+        self.adams = {n: torch.optim.Adam(parameters, lr=RATE) for n, parameters in trained.items() if parameters}
         self.rng = ShardedRng(0)
         self.rng.load_state_dict(deepcopy(learner.rng.state_dict()))
 
@@ -131,12 +132,25 @@ def famo2o(p, b, number):
     iql(p, b, number, balanced=True)
 
 
+def pex_online(p, b, number):
+    q = torch.minimum(*p.target_critic(b.observations, b.actions)).detach()
+    difference = q - p.value(b.observations)
+    p.step("value", (torch.where(difference > 0, 0.7, 0.3) * difference**2).mean())
+    p.step("critic", td_loss(p, b, bootstrapped(b, p.value(b.next_observations))))
+    p.follow("target_critic", "critic")
+    q = torch.minimum(*p.target_critic(b.observations, b.actions))
+    weights = (3 * (q - p.value(b.observations))).exp().clamp(max=100).detach()
+    p.step("actor", -(weights * log_density(p.actor(b.observations), b.actions)).mean())
+    p.follow("acting_actor", "actor", max(0.4, 1 / (number + 1)))
+
+
 CASES = {
     "iql": (IQL, {"actor_tau": 0.4}, iql),
     "awac": (AWAC, {}, awac),
     "td3_bc": (TD3BC, {}, td3_bc),
     "sac": (SAC, {}, sac),
     "famo2o": (FamO2O, {"actor_tau": 0.4, "balance_interval": 2}, famo2o),
+    "pex_online": (PEX, {"actor_tau": 0.4, "policy_target": "replay"}, pex_online),
 }
 
 
@@ -144,6 +158,8 @@ CASES = {
 def test_ten_updates_equal_those_of_the_reference(name):
     cls, settings, update = CASES[name]
     learner = cls(cls.Config(**COMMON, **settings), SPEC, seed=0)
+    if name == "pex_online":
+        learner.begin_phase(FINETUNE, Replay(SPEC))
     reference = Reference(learner)
     for number in range(UPDATES):
         b = make_batch(seed=number)

@@ -4,6 +4,7 @@ import torch
 
 from o2o_diffusion.distributed import ShardedRng
 from o2o_diffusion.networks.actors import Gaussian, GaussianActor, TanhGaussian, TanhGaussianActor
+from o2o_diffusion.networks.mlp import MLP
 
 
 def test_gaussian_log_prob_equals_torch():
@@ -68,3 +69,13 @@ def test_samples_come_from_the_rng_that_is_passed():
     policy = TanhGaussianActor(3, 2, (16,))(torch.randn(4, 3))
     assert torch.equal(policy.sample(ShardedRng(1)), policy.sample(ShardedRng(1)))
     assert not torch.equal(policy.sample(ShardedRng(1)), policy.sample(ShardedRng(2)))
+
+
+def test_dropout_clears_its_share_of_hidden_units_and_scales_the_others():
+    mlp = MLP(20, (20,), 20, dropout=0.2)
+    for layer in mlp.layers:
+        layer.weight.data.copy_(torch.eye(20))
+    out = mlp(torch.ones(5000, 20), ShardedRng(0))
+    assert set(out.unique().tolist()) == {0.0, 1.25}
+    cleared = (out == 0).float()
+    assert abs(cleared.mean() - 0.2) < 0.01 and (cleared.mean(0) - 0.2).abs().max() < 0.03  # anew for each row

@@ -42,3 +42,9 @@ def test_normalizer_standardizes_with_a_floor():
     x = normalizer(rows)
     assert abs(x[:, 0].mean()) < 1e-4 and abs(x[:, 0].std() - 1) < 1e-2
     assert torch.equal(x[:, 1], torch.zeros(1000)) and normalizer.std[1] == torch.tensor(1e-3)
+
+
+def test_the_output_layer_has_its_own_gain():
+    first, last = (layer.weight for layer in MLP(16, (16,), 16, output_gain=0.01).layers)
+    torch.testing.assert_close(first @ first.T, 2 * torch.eye(16), atol=1e-5, rtol=0)
+    torch.testing.assert_close(last @ last.T, 1e-4 * torch.eye(16), atol=1e-8, rtol=0)

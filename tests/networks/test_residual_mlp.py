@@ -34,3 +34,13 @@ def test_a_score_is_embedded_and_none_is_zeros():
     assert (out[1] == 0).all() and torch.equal(out[0], out[2]) and not torch.allclose(out[0], out[3])
     gradients = torch.autograd.grad(out.sum(), list(embedding.parameters()))
     assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_output_against_its_equation():
+    torch.manual_seed(0)
+    network, x, noise = ResidualMLP(5, width=16, depth=2, embedding_dim=8), torch.randn(3, 5), torch.randn(3)
+    h = network.widen(network.encode(x) + network.noise_embedding(noise))
+    for block in network.blocks:
+        h = h + block[1](h.relu())
+    torch.testing.assert_close(network(x, noise), network.decode[1](h.relu()))
+    assert not torch.allclose(network(x, noise), network(x, noise + 1))

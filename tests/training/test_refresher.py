@@ -83,8 +83,8 @@ def test_refused_rows_are_nowhere_and_accepted_ones_are_used(at_batch_time):
     generator.refresh = Refresh(updates=2, rows=rows)  # an open gate
     assert refresher.refresh(replay, AGENT).accepted and (refresher.count, refresher.refused) == (2, 1)
     assert replay.num_generated == rows and refresher.is_active(replay)
-    moved = refresher.augment(batch, replay, AGENT).observations - batch.observations
-    torch.testing.assert_close(moved, torch.full_like(moved, 50.0), atol=1e-4, rtol=0)
+    made = refresher.augment(batch, replay, AGENT).observations  # a pool's rows are drawn, not made
+    assert torch.equal(made, batch.observations + 50 * at_batch_time)
 
 
 def test_a_refusal_removes_the_rows_of_the_refresh_before():
