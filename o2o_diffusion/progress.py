@@ -35,7 +35,7 @@ def progress_bar(description: str, total: int, *, lines: int = LINES, disable: b
         return tqdm(mininterval=0.5, dynamic_ncols=True, disable=disable, **options)
     return tqdm(
         file=_Lines(sys.stderr),
-        miniters=max(1, total // max(lines, 1)),
+        miniters=max(1, -(-total // max(lines, 1))),  # rounded up
         mininterval=0,
         maxinterval=float("inf"),
         bar_format="{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",

@@ -67,7 +67,9 @@ def test_without_a_share_real_rows_stay_as_they_are():
     assert [shares.of(source) for source in Source] == [0.5, 0.5, 0, 0]
 
 
-@pytest.mark.parametrize(("online", "counts"), [(1.0, [0, 9]), (0.0, [9, 0]), (0.5, [5, 4]), (0.7, [3, 6]), (0.3, [6, 3])])
+@pytest.mark.parametrize(
+    ("online", "counts"), [(1.0, [0, 9]), (0.0, [9, 0]), (0.5, [5, 4]), (0.7, [3, 6]), (0.3, [6, 3])]
+)
 def test_rows_are_split_by_label_and_none_is_lost(online, counts):
     expected = dict(zip((Source.GENERATED_OFFLINE, Source.GENERATED_ONLINE), counts, strict=True))
     expected = {source: number for source, number in expected.items() if number}

@@ -239,3 +239,19 @@ def test_nested_settings_are_described_under_dotted_names():
         ("inner.y", 0.5, "a y [> 0, <= 1]"),
         ("inner.z", None, "a z [>= 2]"),
     ]
+
+
+def test_the_command_line_wins_over_an_experiment(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("discount: 0.9\nseed: 4\nlearner: {name: iql, expectile: 0.9}\n")
+    for overrides in (["discount=0.5", f"experiment={file}"], [f"experiment={file}", "discount=0.5"]):
+        run = finetune(*overrides).run
+        assert (run.discount, run.seed) == (0.5, 4)
+
+
+def test_a_run_is_continued_with_its_own_settings():
+    words = ["--resume", "runs/mine"]
+    settings, arguments = command_line("", "finetune.yaml", Loop.Config, GROUPS, words, {"resume": "go on"})
+    assert settings is None and arguments.resume == "runs/mine"
+    with pytest.raises(InputError, match=r"--resume takes its settings from the run; leave out seed=1"):
+        command_line("", "finetune.yaml", Loop.Config, GROUPS, [*words, "seed=1"], {"resume": "go on"})

@@ -13,6 +13,7 @@ from minari.dataset.minari_storage import MinariStorage
 
 from o2o_diffusion.data.datasets import load_dataset
 from o2o_diffusion.data.local import folder_of
+from o2o_diffusion.data.spaces import choose_keys
 from o2o_diffusion.environments.environment import make_environment
 from o2o_diffusion.environments.recording import Recording, Stage, record
 from o2o_diffusion.errors import InputError
@@ -236,3 +237,26 @@ def test_a_damaged_minari_folder_is_one_line(tmp_path, table):
         load_dataset(str(folder))
     with pytest.raises(InputError, match="is not a Minari dataset"):
         load_dataset(str(tmp_path))
+
+
+def test_a_goal_is_left_out_only_if_every_episode_repeats_it_in_the_same_columns():
+    states = np.random.default_rng(0).normal(size=(2, 5, 3))
+
+    def keys(*columns):
+        """Of two episodes whose goal is at these columns of the observation; None: nowhere."""
+        goals = [s[:, :2] + 1 if k is None else s[:, k : k + 2] for s, k in zip(states, columns, strict=True)]
+        return choose_keys({"observation": s, "achieved_goal": goal} for s, goal in zip(states, goals, strict=True))
+
+    assert keys(1, 1) == ("observation",)
+    for columns in ((None, 1), (1, None), (0, 1)):
+        assert keys(*columns) == ("achieved_goal", "observation")
+
+
+def test_the_fingerprint_depends_on_every_array(tmp_path, table):
+    changes = [{}, {}, {"timeouts": table["timeouts"] | table["terminals"]}]  # the third ends in another way
+    for name in ("observations", "actions", "rewards"):
+        other = table[name].copy()
+        other[4] *= 0.99
+        changes.append({name: other})
+    found = [load_dataset(str(write_npz(tmp_path, table | change))).fingerprint for change in changes]
+    assert found[0] == found[1] and len(set(found)) == len(found) - 1

@@ -125,3 +125,14 @@ def test_a_time_limit_is_no_termination():
     part.begin_episode()
     ended = [part.step(Still(), replay) for _ in range(5)]
     assert ended[-1] is not None and not ended[-1].terminated and np.all(replay.online.all().terminations.numpy() == 0)
+
+
+def test_rows_know_their_episode_and_step_and_the_last_return_is_a_plain_sum():
+    part, replay = pendulum(exploration_seed=0)
+    assert collect(part, replay, 10, random_actions=True) == 2
+    assert replay.online.episodes[:10].tolist() == [0] * 5 + [1] * 5
+    assert replay.online.steps[:10].tolist() == [*range(5), *range(5)]
+    assert part.last_return == pytest.approx(replay.online.all().rewards[5:].sum().item(), rel=1e-5)
+    again, _ = pendulum(exploration_seed=1)
+    again.load_state_dict(part.state_dict())
+    assert again.last_return == part.last_return

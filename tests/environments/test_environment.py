@@ -6,6 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from o2o_diffusion.data.spaces import ActionBounds
 from o2o_diffusion.environments.environment import make_environment, make_raw_environment
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.types import EnvironmentSpec
@@ -51,7 +52,7 @@ def test_unknown_environments_get_the_nearest_name():
 def test_code_from_elsewhere_is_not_run():
     gym.register("Foreign-v0", entry_point="antigravity:Environment")
     try:
-        with pytest.raises(InputError, match="its code, antigravity:Environment, is not from gymnasium.envs or"):
+        with pytest.raises(InputError, match=r"its code, antigravity:Environment, is not from gymnasium\.envs or"):
             make_environment(EnvironmentSpec("Foreign-v0"))
     finally:
         del gym.registry["Foreign-v0"]
@@ -69,3 +70,10 @@ def test_environments_that_do_not_work_are_one_line(spec, message):
     with pytest.raises(InputError, match=message) as error:
         make_environment(spec)
     assert "\n" not in str(error.value)
+
+
+def test_actions_outside_are_clipped_to_the_box():
+    bounds = ActionBounds(np.float32([-2, 0]), np.float32([2, 1]))
+    unit = np.float32([[-3, -3], [-1, -1], [0, 0], [3, 3]])
+    assert bounds.to_box(unit).tolist() == [[-2, 0], [-2, 0], [0, 0.5], [2, 1]]
+    assert np.allclose(bounds.to_unit(bounds.to_box(unit)), unit.clip(-1, 1))

@@ -93,3 +93,19 @@ def test_the_score_fits_the_task():
     assert goal.score == 50 and goal.success_rate == 0.5
     plain = Evaluation((1.0, 3.0), (5, 7), None, None, is_goal_task=False)
     assert (plain.score, plain.unit, plain.normalized_score, plain.success_rate) == (2, "return", None, None)
+
+
+def test_success_at_any_step_counts(monkeypatch):
+    class Passing:
+        """Succeeds at the step of its seed only, and ends after three."""
+
+        def reset(self, *, seed):
+            self.seed, self.steps = seed, 0
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action):
+            self.steps += 1
+            return np.zeros(1, np.float32), 1.0, False, self.steps == 3, {"success": self.steps == self.seed}
+
+    monkeypatch.setattr("o2o_diffusion.environments.evaluation.make_environment", lambda spec: Passing())
+    assert Evaluator(HOPPER, episodes=5, seed=0)(Still(1)).successes == (False, True, True, True, False)

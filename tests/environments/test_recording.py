@@ -33,6 +33,7 @@ def test_a_recording_is_a_minari_dataset():
     theirs, ours = minari.load_dataset("o2o/pendulum/tiny-v0"), load_dataset("o2o/pendulum/tiny-v0")
     assert theirs.total_steps == ours.num_transitions == 100 and len(ours.episodes) == 5
     assert theirs[0].truncations[-1] and not theirs[0].terminations.any()
+    assert len({tuple(episode.observations[0]) for episode in ours.episodes}) == 5  # each starts elsewhere
     assert ours.environment is not None and ours.environment.kwargs == {"g": 5.0}
     assert ours.environment.max_episode_steps == 20
     assert np.abs(theirs[0].actions).max() > 1  # the environment's own box is [-2, 2]
@@ -77,6 +78,15 @@ def test_stages_get_their_shares_in_order(tmp_path, monkeypatch):
         record(Recording("o2o/typo-v0", "Pendulum-v1", stages=[Stage("pendulum/stil")]), progress=False)
     with pytest.raises(InputError, match=r"takes observations \[3\] and gives actions \[1\]"):
         record(Recording("o2o/other-v0", "Hopper-v5", stages=[Stage("pendulum/still")]), progress=False)
+
+
+def test_noise_is_added_to_the_actions_of_a_behavior(tmp_path, monkeypatch):
+    monkeypatch.setattr(policy, "FOLDER", tmp_path)
+    save_policy(tmp_path / "still.safetensors", actor(), {"environment": "Pendulum-v1"})
+    recording = Recording("o2o/noisy-v0", "Pendulum-v1", num_steps=1_000, stages=[Stage("still", noise=0.2)])
+    record(recording, progress=False)
+    actions = np.concatenate([episode.actions for episode in load_dataset("o2o/noisy-v0").episodes])
+    assert abs(actions.std() - 0.2) < 0.02 and abs(actions.mean()) < 0.02  # in [-1, 1]
 
 
 def test_existing_and_foreign_ids_are_refused(store):

@@ -2,12 +2,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from o2o_diffusion.data.datasets import load_dataset
+from o2o_diffusion.data.datasets import Dataset, load_dataset
+from o2o_diffusion.data.spaces import ActionBounds
+from o2o_diffusion.environments.environment import make_environment
 from o2o_diffusion.environments.recording import Recording, record
-from o2o_diffusion.environments.tasks import Task, reward_transform
+from o2o_diffusion.environments.tasks import Task, check_environment, reward_transform
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.replay import Replay
-from o2o_diffusion.types import EnvironmentSpec, Episode, Source
+from o2o_diffusion.types import EnvironmentSpec, Episode, Source, TransitionSpec
 
 
 @pytest.fixture
@@ -98,3 +100,21 @@ def test_data_that_name_no_environment_come_from_the_one_that_is_set(pendulum_ta
     assert task.spec.environment == task.spec.data_environment == EnvironmentSpec("Pendulum-v1")
     with pytest.raises(InputError, match=r"names no environment; set task\.environment="):
         Task(Task.Config(dataset=pendulum_table))
+
+
+def test_the_settings_scale_and_bias_come_after_the_kinds():
+    told = Task.Config(reward="minus_one", reward_scale=10.0, reward_bias=3.0)
+    transform = reward_transform(told, episodes([0.0, 1.0]), "Hopper-v5")
+    assert [transform(0.0), transform(1.0)] == [-7.0, 3.0]
+
+
+@pytest.mark.parametrize(("low", "high"), [(-2, 1), (-1, 2), (-1, 1)])
+def test_both_action_bounds_must_be_the_environments(low, high):
+    def dataset(low, high):
+        bounds = ActionBounds(np.full(1, low, np.float32), np.full(1, high, np.float32))
+        return Dataset("data", (), TransitionSpec(3, 1), action_bounds=bounds)
+
+    pendulum = make_environment(EnvironmentSpec("Pendulum-v1"))
+    check_environment(dataset(-2, 2), pendulum)
+    with pytest.raises(InputError, match="data: actions between"):
+        check_environment(dataset(low, high), pendulum)

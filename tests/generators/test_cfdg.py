@@ -220,3 +220,44 @@ def test_no_generator_makes_no_rows(draw):
     refreshes = generator.next_refresh(replay)
     assert generator.share(replay).share == refreshes.rows == refreshes.updates == len(draw(generator, 5)) == 0
     generator.load_state_dict(generator.state_dict())
+
+
+def test_labels_are_dropped_at_their_rate():
+    generator, batch = CFDG(replace(TINY, label_dropout=0.25), SPEC, seed=0), clusters().online.all()
+    labels = torch.cat([generator.conditions(batch) for _ in range(20)])
+    assert set(labels.tolist()) == {int(Source.ONLINE), int(generator.model.null)}
+    assert abs((labels == generator.model.null).float().mean() - 0.25) < 0.03
+
+
+def test_a_label_without_rows_is_the_null_label_without_guidance():
+    generator, replay = CFDG(TINY, SPEC, seed=0), clusters(online=0)
+    refresh(generator, replay)
+    x, sigma = torch.randn(4, SPEC.row_dim, generator=torch.Generator().manual_seed(0)), torch.tensor(0.5)
+    with torch.no_grad():
+        found = generator.denoiser(4, Source.GENERATED_ONLINE, replay, NoAgent())(x, sigma)
+        plain, asked = (generator.model(x, sigma, torch.full((4,), label)) for label in (int(generator.model.null), 1))
+    torch.testing.assert_close(found, plain)
+    assert not torch.allclose(found, asked)
+
+
+def test_sampling_starts_from_the_highest_noise_level():
+    generator = CFDG(TINY, SPEC, seed=0)
+    x = generator.start(5_000, clusters())
+    assert abs(x.std() / generator.model.sigma_max - 1) < 0.02 and x.mean().abs() < 0.02 * generator.model.sigma_max
+
+
+def test_partial_noising_starts_at_real_rows_plus_noise():
+    generator = CFDG(replace(TINY, sampling=Sampling(start_sigma=0.5)), SPEC, seed=0)
+    replay = clusters(offline=1)
+    generator.model.fit([replay.offline, replay.online], (0.5, 0.5))
+    noise = generator.start(5_000, replay) - generator.model.normalize(SPEC.flatten(replay.offline.all()))
+    assert abs(noise.std() - 0.5) < 0.01 and noise.mean().abs() < 0.01
+
+
+def test_lost_rows_are_counted(draw, monkeypatch):
+    generator = CFDG(TINY, SPEC, seed=0)
+    generator.model.fit([clusters().offline, clusters().online], (0.5, 0.5))
+    broken = torch.tensor([torch.nan] * 3 + [0.0] * 7)[:, None]
+    monkeypatch.setattr(generator, "denoiser", lambda *_: lambda x, sigma: 0 * x + broken)
+    assert len(draw(generator, 10)) == 7 and generator.num_dropped == 3
+    assert len(draw(generator, 10)) == 7 and generator.num_dropped == 6

@@ -38,3 +38,16 @@ def test_what_is_modeled_has_unit_variance(differences):
     torch.testing.assert_close(normal[:, columns["next_observations"]], expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(normal[:, :-1].std(0, correction=0), torch.ones(SPEC.row_dim - 1))
     assert torch.equal(normal[:, columns["terminations"]], rows[:, columns["terminations"]])
+
+
+def test_the_normalizer_weighs_the_pools_by_their_shares():
+    """As if the online rows were there three times."""
+    model, real = fitted(True), [pool.all() for pool in (REPLAY.offline, REPLAY.online)]
+    shifted = real[1].where(observations=real[1].observations + 3, next_observations=real[1].next_observations + 3)
+    replay = make_replay(offline=300, online=300)
+    replay.online.append(shifted)
+    model.fit([replay.offline, replay.online], (0.25, 0.75))
+    states = torch.cat([real[0].observations, shifted.observations.repeat(3, 1)])
+    columns = SPEC.columns["observations"]
+    torch.testing.assert_close(model.mean[columns], states.mean(0), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model.std[columns], states.std(0, correction=0), atol=1e-4, rtol=1e-4)

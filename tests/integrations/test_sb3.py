@@ -53,7 +53,7 @@ def test_training_refreshes_and_mixes(algorithm):
 
 
 def test_what_is_observed_is_what_the_buffer_holds_for_several_environments():
-    augmenter = Augmenter(PENDULUM, settings=TINY)
+    augmenter = Augmenter(PENDULUM, settings=TINY, action_low=-2, action_high=2)  # the environment's
     model = make(augmenter, make_vec_env("Pendulum-v1", n_envs=3, seed=0))
     model.learn(630, callback=AugmentCallback())  # 210 steps of each: beyond the time limit of 200
     buffer, rows = model.replay_buffer, augmenter.replay.online.all()

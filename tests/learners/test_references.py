@@ -6,7 +6,7 @@ from copy import deepcopy
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import FINETUNE, PRETRAIN, SPEC, make_batch
+from builders import FINETUNE, PRETRAIN, SPEC, leaves, make_batch
 from torch.distributions import Normal
 
 from o2o_diffusion.distributed import ShardedRng
@@ -18,6 +18,7 @@ from o2o_diffusion.learners.iql import IQL
 from o2o_diffusion.learners.pex import PEX
 from o2o_diffusion.learners.sac import SAC
 from o2o_diffusion.learners.td3_bc import TD3BC
+from o2o_diffusion.optimization import Optimizer
 from o2o_diffusion.replay import Replay
 
 RATE, TAU, UPDATES = 3e-3, 0.1, 10
@@ -167,7 +168,9 @@ def test_ten_updates_equal_those_of_the_reference(name):
         update(reference, b, number)
     for part, network in reference.networks.items():
         for found, expected in zip(getattr(learner, part).parameters(), network.parameters(), strict=True):
-            torch.testing.assert_close(found.data, expected.data, rtol=1e-4, atol=1e-5, msg=lambda m, p=part: f"{p} {m}")
+            torch.testing.assert_close(
+                found.data, expected.data, rtol=1e-4, atol=1e-5, msg=lambda m, p=part: f"{p} {m}"
+            )
 
 
 def pretrained(cls):
@@ -188,3 +191,27 @@ def test_the_targets_of_an_online_update_approach_the_critics_by_tau(cls):
     ):
         torch.testing.assert_close(new.data, (1 - TAU) * old.data + TAU * critic.data)
     assert any(not torch.equal(p, q) for p, q in zip(before.parameters(), learner.critic.parameters(), strict=True))
+
+
+def test_gradients_are_clipped_together():
+    parameters = [torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(()))]
+    plain = [torch.nn.Parameter(p.detach().clone()) for p in parameters]
+    optimizer, adam = Optimizer(parameters, RATE, max_grad_norm=1.0), torch.optim.Adam(plain, lr=RATE)
+    for scale in (100.0, 0.1):  # norms 300 and 0.3
+        optimizer.step(scale * ((2 * torch.ones(2) * parameters[0]).sum() + parameters[1]))
+        factor = min(scale, 1 / 3)
+        plain[0].grad, plain[1].grad = torch.full((2,), 2 * factor), torch.tensor(factor)
+        adam.step()
+    for found, expected in zip(parameters, plain, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_restored_optimizer_shares_nothing_with_the_saved_state():
+    one, other = (Optimizer([torch.nn.Parameter(torch.ones(2))], RATE) for _ in range(2))
+    one.step(one.parameters[0].sum())
+    state = deepcopy(one.state_dict())
+    before = deepcopy(leaves(state))
+    other.load_state_dict(state)
+    other.step(3 * other.parameters[0].sum())
+    for name, value in leaves(state).items():
+        assert torch.equal(value, before[name]) if isinstance(value, torch.Tensor) else value == before[name], name

@@ -7,6 +7,7 @@ import pytest
 import torch
 from builders import LinearPolicy, build, make_replay, names, raw_batch
 
+from o2o_diffusion import distributed
 from o2o_diffusion.replay import Draw, Replay
 from o2o_diffusion.schedule import GeneratedShare, Shares
 from o2o_diffusion.types import GENERATED, REAL, Source
@@ -134,3 +135,13 @@ def test_a_restored_sampler_repeats_the_draws_bit_for_bit(make, shares, steps):
 def test_the_state_of_another_component_is_refused(make):
     with pytest.raises(ValueError):
         make().load_state_dict({"something": 1})
+
+
+def test_every_process_makes_the_same_draws(make, monkeypatch):
+    draws = []
+    for number in (1, 2):
+        monkeypatch.setattr(distributed, "num_processes", lambda number=number: number)
+        monkeypatch.setattr(distributed, "rank", lambda number=number: number - 1)
+        monkeypatch.setattr(distributed.dist, "broadcast", lambda tensor, src: None)
+        draws.append(list(run(make(), make_replay(generated_offline=30, generated_online=30), SHARES["generated"], 5)))
+    assert equal(*draws)

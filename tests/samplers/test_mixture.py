@@ -47,6 +47,7 @@ def test_an_empty_pool_gives_its_share_to_the_others():
 def test_online_shares_grow_with_the_online_pool_and_the_rest_is_offline():
     replay = make_replay(offline=10, online=25)
     assert counts(mixture(ramp=100), replay, HALVES, batch_size=1000) == [875, 125, 0, 0]
+    assert counts(mixture(ramp=10), replay, HALVES, batch_size=1000) == [500, 500, 0, 0]  # full: no more than asked for
 
 
 def test_a_learner_without_offline_rows_never_gets_any():

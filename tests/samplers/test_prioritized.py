@@ -177,3 +177,16 @@ def test_the_state_repeats_draws_between_two_tables():
     for _ in range(6):
         one, other = sampled(sampler, replay, 16, HALVES), sampled(restored, replay, 16, HALVES)
         assert torch.equal(one.rows, other.rows) and torch.equal(one.weights, other.weights)
+
+
+def test_a_restored_sampler_knows_which_rows_it_has_seen():
+    replay, sampler, restored = make_replay(offline=0, online=20), prioritized(), prioritized(seed=1)
+    for rows in (3, 2):
+        replay.online.append(raw_batch(rows))
+        sampled(sampler, replay, 2000, ONLINE)
+    sampler.update(replay, Critic())
+    restored.load_state_dict(deepcopy(sampler.state_dict()))
+    restored.tensors["drawn"] = torch.empty(2, 0, dtype=torch.int64)
+    replay.online.append(raw_batch(1))
+    restored.update(replay, Critic())
+    assert restored.tensors["priorities"].isinf().nonzero().tolist() == [[5]]

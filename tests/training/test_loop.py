@@ -2,6 +2,7 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from builders import build, names, raw_batch
@@ -388,3 +389,14 @@ def test_a_fresh_phase_has_a_new_learner_and_a_random_one_does_not_ask_it(tmp_pa
     assert loop.run() and loop.learner is second and second.phase is phases[1] and first.phase is phases[0]
     taken = loop.replay.online.all().actions[:, 0]
     assert (taken[:5] != 0).all() and (taken[5:] == 0).all()  # `Declared` acts with 0
+
+
+def test_a_pretrained_learner_is_for_its_own_data(tmp_path, tiny_run, pendulum_table):
+    overrides = [*tiny_run, "generator=none", "learner=iql"]
+    first = Run(settings(tmp_path, *overrides, "online_steps=0", name="first"))
+    assert first.execute() == 0
+    table = dict(np.load(pendulum_table))
+    np.savez(tmp_path / "other.npz", **table | {"rewards": table["rewards"] + 1})
+    other = [f"task.dataset={tmp_path / 'other.npz'}", f"pretrained={first.folder}"]
+    with pytest.raises(InputError, match="was made with another dataset"):
+        Run(settings(tmp_path, *overrides, *other))
