@@ -157,7 +157,7 @@ def test_what_does_not_fit_is_refused():
     )
     with pytest.raises(InputError, match="discrete"):
         mixed(discrete, augmenter(), 30, 0.5)
-    with pytest.raises(InputError, match="no trajectories"):
+    with pytest.raises(InputError, match="not trajectories"):
         mixed(real(), augmenter(), 30, 0.5).sample_trajectory_batch(4, 5)
 
 
