@@ -14,7 +14,7 @@ from o2o_diffusion.types import Metrics, Source, Transitions, TransitionSpec
 
 
 class NoisyRows(Stateful):
-    """Copies drawn into a pool before the first update, or made anew for every batch."""
+    """Copies drawn into a pool before the first update, or made for every batch."""
 
     @dataclass(frozen=True)
     class Config:
