@@ -10,7 +10,6 @@ from torch import Tensor
 
 from o2o_diffusion.learners.base import BaseLearner
 from o2o_diffusion.networks.actors import Gaussian, GaussianActor
-from o2o_diffusion.networks.critics import Critic
 from o2o_diffusion.optimization import Optimizer, polyak_update
 from o2o_diffusion.types import Metrics, Transitions
 
@@ -39,7 +38,7 @@ class AWAC(BaseLearner):
         """Create an actor and two critics with targets."""
         c, dims = self.config, (self.spec.observation_dim, self.spec.action_dim)
         self.actor = GaussianActor(*dims, c.hidden).to(self.device)
-        self.critic = Critic(*dims, c.hidden).to(self.device)
+        self.critic = self.build_critic().to(self.device)
         self.target_critic = deepcopy(self.critic).requires_grad_(False)
         self.actor_optimizer = Optimizer(self.actor.parameters(), c.learning_rate)
         self.critic_optimizer = Optimizer(self.critic.parameters(), c.learning_rate)
@@ -52,7 +51,7 @@ class AWAC(BaseLearner):
     def critic_loss(self, batch: Transitions) -> Tensor:
         """E[(r + discount * min Q'(s', a') - Q(s, a))^2], a' ~ policy, without entropy, summed over the ensemble."""
         with torch.no_grad():
-            next_v = self.target_critic(batch.next_observations, self.sample(batch.next_observations)).amin(-2)
+            next_v = self.target_values(batch.next_observations, self.sample(batch.next_observations))
             target_q = batch.rewards + batch.discounts * next_v
         q = self.critic(batch.observations, batch.actions)  # [..., E, B]
         return (batch.weights * (q - target_q).square()).sum(-2).mean(-1)
@@ -67,7 +66,7 @@ class AWAC(BaseLearner):
     def actor_loss(self, batch: Transitions) -> Tensor:
         """-E[min(exp(A / temperature), 100) log pi(a|s)] (equation 13)."""
         log_prob = self.policy(batch.observations).log_prob(batch.actions)
-        return -(batch.weights * self.advantage_weights(batch) * log_prob).mean(-1)
+        return -(self.cloning_weights(batch) * self.advantage_weights(batch) * log_prob).mean(-1)
 
     def update(self, batch: Transitions) -> Metrics:
         """Update the critics, the actor with the new critics, then the targets."""

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from o2o_diffusion.distributed import ShardedRng, seeded
 from o2o_diffusion.errors import InputError
+from o2o_diffusion.learners.weights import reweighted
 from o2o_diffusion.networks.actors import Gaussian, TanhGaussian
+from o2o_diffusion.networks.critics import Critic
 from o2o_diffusion.networks.normalizer import Normalizer
 from o2o_diffusion.replay import Replay
 from o2o_diffusion.schedule import Budget, Cadence, Phase, Shares
@@ -35,9 +37,21 @@ class BaseLearner(Stateful, ABC):
         hidden: Annotated[tuple[int, ...], "hidden layer widths of every network", Ge(1)] = (256, 256)
         tau: Annotated[float, "Polyak averaging coefficient of the target networks", Interval(gt=0, le=1)] = 0.005
         normalize_observations: Annotated[bool, "standardize observations with the offline statistics"] = True
+        critic_hidden: Annotated[
+            tuple[int, ...] | None, "hidden layer widths of the critics; null: same as hidden", Ge(1)
+        ] = None
+        layer_norm: Annotated[bool, "layer normalization in the critics' hidden layers"] = False
+        ensemble_size: Annotated[int, "number of critics", Ge(1)] = 2
+        subset_size: Annotated[int, "target critics in the minimum, resampled at each use", Ge(1)] = 2
+        subset_replacement: Annotated[bool, "sample target critics with replacement (WSRL)"] = False
+        clone_generated: Annotated[bool, "clone the actions of generated rows too, where the actor clones any"] = False
+        actor_generated_share: Annotated[
+            float, "weight of a generated row where the actor maximizes Q, relative to a real one", Interval(ge=0, le=1)
+        ] = 1.0
 
     config: Any
-    critic: nn.Module
+    critic: Critic
+    target_critic: Critic
     state_fields = ("phase", "is_normalized")
 
     def __init__(self, config: Any, spec: TransitionSpec, *, seed: int, device: torch.device | str = "cpu"):
@@ -50,6 +64,12 @@ class BaseLearner(Stateful, ABC):
     @abstractmethod
     def build(self) -> None:
         """Create networks, targets (equal at first) and optimizers on `self.device`."""
+
+    def build_critic(self, **options: Any) -> Critic:
+        """The critic ensemble; `options` are passed to its constructor."""
+        c, dims = self.config, (self.spec.observation_dim, self.spec.action_dim)
+        hidden = c.critic_hidden or c.hidden
+        return Critic(*dims, hidden, ensemble_size=c.ensemble_size, layer_norm=c.layer_norm, **options)
 
     @abstractmethod
     def update(self, batch: Transitions) -> Metrics:
@@ -71,6 +91,27 @@ class BaseLearner(Stateful, ABC):
     def values(self, observations: Tensor, actions: Tensor) -> Tensor:
         """[B], minimum over the critic ensemble."""
         return self.critic(observations, actions).amin(-2)
+
+    def target_values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """[B], minimum over `subset_size` target critics."""
+        return self.target_critic(observations, actions, self.draw_members(self.config.subset_size)).amin(-2)
+
+    def draw_members(self, size: int | None) -> Tensor | None:
+        """[size] indices of random critics, the same on every process; None means all critics."""
+        c, options = self.config, {"generator": self.rng.generator, "device": self.rng.device}
+        if size is None or (size >= c.ensemble_size and not c.subset_replacement):
+            return None
+        if c.subset_replacement:
+            return torch.randint(c.ensemble_size, (size,), **options)
+        return torch.randperm(c.ensemble_size, **options)[:size]
+
+    def cloning_weights(self, batch: Transitions) -> Tensor:
+        """[B], weights in a term that clones actions: real rows only, unless `clone_generated`."""
+        return reweighted(batch, float(self.config.clone_generated))
+
+    def actor_weights(self, batch: Transitions) -> Tensor:
+        """[B], weights in a term that maximizes Q over actions."""
+        return reweighted(batch, self.config.actor_generated_share)
 
     def log_prob(self, observations: Tensor, actions: Tensor) -> Tensor:
         """[B] log-density of `actions` under the policy."""

@@ -88,19 +88,19 @@ class FamO2O(Family, IQL):
         """
         x, log_prob = self.balance(batch.observations).sample_with_log_prob(self.rng)
         actions = self.actor(batch.observations, encode(self.scale(x))).sample(self.rng)
-        q = self.target_critic(batch.observations, actions).amin(-2)
-        return (batch.weights * (self.temperature().detach() * log_prob - q)).mean(-1), log_prob.detach()
+        q = self.target_values(batch.observations, actions)
+        return (self.actor_weights(batch) * (self.temperature().detach() * log_prob - q)).mean(-1), log_prob.detach()
 
     def temperature_loss(self, batch: Transitions, log_prob: Tensor) -> Tensor:
         """E[temperature * (entropy - target entropy)]."""
-        return (batch.weights * self.temperature() * (-log_prob - TARGET_ENTROPY)).mean(-1)
+        return (self.actor_weights(batch) * self.temperature() * (-log_prob - TARGET_ENTROPY)).mean(-1)
 
     def actor_loss(self, batch: Transitions, q: Tensor) -> Tensor:
         """-E[min(exp(beta * A(s, a)), 100) log pi(a|s, e(beta))]."""
         beta = self.training_beta(batch)
         weights = self.advantage_weights(batch, q, beta)
         log_prob = self.actor(batch.observations, encode(beta), rng=self.rng).log_prob(batch.actions)
-        return -(batch.weights * weights * log_prob).mean(-1)
+        return -(self.cloning_weights(batch) * weights * log_prob).mean(-1)
 
     def update_actor(self, batch: Transitions, q: Tensor) -> Metrics:
         """Update balance policy and temperature every `balance_interval` updates, then the universal policy."""

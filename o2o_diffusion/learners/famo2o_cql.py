@@ -59,13 +59,13 @@ class FamO2OCQL(Family, CQL):
         """-E[min Q(s, a)], beta ~ balance policy, a ~ universal policy at beta; no entropy term."""
         beta = self.scale(self.balance(batch.observations).sample(self.rng))
         actions = self.actor(batch.observations, encode(beta)).sample(self.rng)
-        return -(batch.weights * self.critic(batch.observations, actions).amin(-2)).mean(-1)
+        return -(self.actor_weights(batch) * self.critic(batch.observations, actions).amin(-2)).mean(-1)
 
     def actor_loss(self, batch: Transitions) -> tuple[Tensor, Tensor]:
         """E[temperature * log pi(a|s, e(beta)) - beta * min Q(s, a)], and the detached log pi [B]."""
         actions, log_prob = self.training_policy(batch).sample_with_log_prob(self.rng)
         q = self.critic(batch.observations, actions).amin(-2)
-        loss = (batch.weights * (self.temperature().detach() * log_prob - self.beta * q)).mean(-1)
+        loss = (self.actor_weights(batch) * (self.temperature().detach() * log_prob - self.beta * q)).mean(-1)
         return loss, log_prob.detach()
 
     def training_policy(self, batch: Transitions) -> TanhGaussian:

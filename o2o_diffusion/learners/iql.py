@@ -10,7 +10,7 @@ from torch import Tensor
 
 from o2o_diffusion.learners.base import BaseLearner
 from o2o_diffusion.networks.actors import Gaussian, GaussianActor
-from o2o_diffusion.networks.critics import Critic, Value
+from o2o_diffusion.networks.critics import Value
 from o2o_diffusion.optimization import Optimizer, polyak_update
 from o2o_diffusion.types import Metrics, Transitions
 
@@ -50,11 +50,11 @@ class IQL(BaseLearner):
 
     def build(self) -> None:
         """Create an actor and its average, a value network, and two critics with targets."""
-        c, dims = self.config, (self.spec.observation_dim, self.spec.action_dim)
+        c = self.config
         self.actor = self.build_actor().to(self.device)
         self.acting_actor = deepcopy(self.actor).requires_grad_(False)
         self.value = Value(self.spec.observation_dim, c.hidden).to(self.device)
-        self.critic = Critic(*dims, c.hidden).to(self.device)
+        self.critic = self.build_critic().to(self.device)
         self.target_critic = deepcopy(self.critic).requires_grad_(False)
         self.actor_optimizer = Optimizer(self.actor.parameters(), c.learning_rate)
         self.value_optimizer = Optimizer(self.value.parameters(), c.learning_rate)
@@ -74,7 +74,7 @@ class IQL(BaseLearner):
         """-E[min(exp(inverse_temperature * A(s, a)), 100) log pi(a|s)], A = q - V(s)."""
         weights = self.advantage_weights(batch, q, self.config.inverse_temperature)
         log_prob = self.actor(batch.observations, rng=self.rng).log_prob(batch.actions)
-        return -(batch.weights * weights * log_prob).mean(-1)
+        return -(self.cloning_weights(batch) * weights * log_prob).mean(-1)
 
     def critic_loss(self, batch: Transitions) -> Tensor:
         """E[(r + discount * V(s') - Q(s, a))^2], summed over the ensemble."""
@@ -86,7 +86,7 @@ class IQL(BaseLearner):
     @torch.no_grad()
     def target_q(self, batch: Transitions) -> Tensor:
         """[B], min Q'(s, a)."""
-        return self.target_critic(batch.observations, batch.actions).amin(-2)
+        return self.target_values(batch.observations, batch.actions)
 
     @torch.no_grad()
     def advantage_weights(self, batch: Transitions, q: Tensor, inverse_temperature: Tensor | float) -> Tensor:

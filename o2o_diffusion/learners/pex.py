@@ -120,9 +120,18 @@ class PEX(IQL):
         probability = self.preference(observations, offline, online).sigmoid()
         return torch.where((draws < probability)[..., None], online, offline)
 
+    @property
+    def on_composite(self) -> bool:
+        """Whether the online policy regresses on composite actions instead of the batch's."""
+        return self.phase.is_online and self.config.policy_target == "composite"
+
+    def cloning_weights(self, batch: Transitions) -> Tensor:
+        """[B], IQL's; those of the actor on composite actions, because none of these is generated."""
+        return self.actor_weights(batch) if self.on_composite else super().cloning_weights(batch)
+
     def actor_loss(self, batch: Transitions, q: Tensor) -> Tensor:
         """IQL's loss; online with policy target "composite", on sampled composite actions and their advantages."""
-        if self.phase.is_online and self.config.policy_target == "composite":
+        if self.on_composite:
             with torch.no_grad():
                 online = self.actor(batch.observations).sample(self.rng)
             actions = self.composite(batch.observations, online, self.rng.uniform(*batch.rewards.shape))

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from o2o_diffusion.learners.base import BaseLearner
 from o2o_diffusion.networks.actors import TanhGaussian, TanhGaussianActor, Temperature
-from o2o_diffusion.networks.critics import Critic
 from o2o_diffusion.optimization import Optimizer, polyak_update
 from o2o_diffusion.schedule import Budget, Phase
 from o2o_diffusion.types import Metrics, Transitions
@@ -35,13 +34,6 @@ class SAC(BaseLearner):
         actor_learning_rate: Annotated[
             float | None, "learning rate of actor and temperature; null: learning_rate", Gt(0)
         ] = None
-        critic_hidden: Annotated[
-            tuple[int, ...] | None, "hidden layer widths of the critics; null: same as hidden", Ge(1)
-        ] = None
-        ensemble_size: Annotated[int, "number of critics", Ge(1)] = 2
-        subset_size: Annotated[int, "target critics in the minimum, resampled at each update", Ge(1)] = 2
-        subset_replacement: Annotated[bool, "sample target critics with replacement (WSRL)"] = False
-        layer_norm: Annotated[bool, "layer normalization in the critics' hidden layers"] = False
         mean_q: Annotated[bool, "the actor maximizes the mean of all critics instead of their minimum"] = False
         actor_interval: Annotated[int, "critic steps per actor and temperature step", Ge(1)] = 1
         backup_actions: Annotated[int, "number of next actions in the max-Q backup", Ge(1)] = 1
@@ -72,12 +64,6 @@ class SAC(BaseLearner):
         options = {"output_gain": 0.01, **options}
         return TanhGaussianActor(*dims, self.config.hidden, **options)
 
-    def build_critic(self, **options: Any) -> Critic:
-        """The critic ensemble; `options` are passed to its constructor."""
-        c, dims = self.config, (self.spec.observation_dim, self.spec.action_dim)
-        hidden = c.critic_hidden or c.hidden
-        return Critic(*dims, hidden, ensemble_size=c.ensemble_size, layer_norm=c.layer_norm, **options)
-
     def critic_loss(self, batch: Transitions) -> Tensor:
         """E[(target - Q(s, a))^2], summed over the ensemble."""
         target_q = self.target_q(batch)
@@ -95,27 +81,18 @@ class SAC(BaseLearner):
             next_q = next_q - self.temperature() * log_prob
         return batch.rewards + batch.discounts * next_q.amax(-1)
 
-    def draw_members(self, size: int | None) -> Tensor | None:
-        """[size] indices of random critics, the same on every process; None means all critics."""
-        c, options = self.config, {"generator": self.rng.generator, "device": self.rng.device}
-        if size is None or (size >= c.ensemble_size and not c.subset_replacement):
-            return None
-        if c.subset_replacement:
-            return torch.randint(c.ensemble_size, (size,), **options)
-        return torch.randperm(c.ensemble_size, **options)[:size]
-
     def actor_loss(self, batch: Transitions) -> tuple[Tensor, Tensor]:
         """E[temperature * log pi(a|s) - Q(s, a)], a ~ policy, and the detached log pi(a|s) [B]."""
         actions, log_prob = self.policy(batch.observations).sample_with_log_prob(self.rng)
         q = self.critic(batch.observations, actions)
         q = q.mean(-2) if self.config.mean_q else q.amin(-2)
-        loss = (batch.weights * (self.temperature().detach() * log_prob - q)).mean(-1)
+        loss = (self.actor_weights(batch) * (self.temperature().detach() * log_prob - q)).mean(-1)
         return loss, log_prob.detach()
 
     def temperature_loss(self, batch: Transitions, log_prob: Tensor) -> Tensor:
         """E[temperature * (entropy - target entropy)]."""
         target_entropy = self.config.target_entropy * self.spec.action_dim
-        return (batch.weights * self.temperature() * (-log_prob - target_entropy)).mean(-1)
+        return (self.actor_weights(batch) * self.temperature() * (-log_prob - target_entropy)).mean(-1)
 
     def update(self, batch: Transitions) -> Metrics:
         """Update critics and targets and, every `actor_interval` updates, actor and temperature."""

@@ -15,7 +15,6 @@ from torch import Tensor
 from o2o_diffusion.distributed import mean
 from o2o_diffusion.learners.base import BaseLearner
 from o2o_diffusion.networks.actors import Deterministic, DeterministicActor
-from o2o_diffusion.networks.critics import Critic
 from o2o_diffusion.optimization import Optimizer, polyak_update
 from o2o_diffusion.schedule import Budget, Cadence, Shares
 from o2o_diffusion.types import Metrics, Transitions
@@ -50,7 +49,7 @@ class TD3BC(BaseLearner):
         """Create an actor and two critics, each with a target."""
         c, dims = self.config, (self.spec.observation_dim, self.spec.action_dim)
         self.actor = DeterministicActor(*dims, c.hidden).to(self.device)
-        self.critic = Critic(*dims, c.hidden).to(self.device)
+        self.critic = self.build_critic().to(self.device)
         self.target_actor = deepcopy(self.actor).requires_grad_(False)
         self.target_critic = deepcopy(self.critic).requires_grad_(False)
         self.actor_optimizer = Optimizer(self.actor.parameters(), c.learning_rate)
@@ -69,7 +68,7 @@ class TD3BC(BaseLearner):
         """E[(r + discount * min Q'(s', a') - Q(s, a))^2], a' the smoothed target action, summed over the ensemble."""
         with torch.no_grad():
             next_actions = self.target_actions(batch.next_observations)
-            next_v = self.target_critic(batch.next_observations, next_actions).amin(-2)
+            next_v = self.target_values(batch.next_observations, next_actions)
             target_q = batch.rewards + batch.discounts * next_v
         q = self.critic(batch.observations, batch.actions)  # [..., E, B]
         return (batch.weights * (q - target_q).square()).sum(-2).mean(-1)
@@ -79,10 +78,11 @@ class TD3BC(BaseLearner):
         actions = self.actor(batch.observations)
         q = self.critic(batch.observations, actions)[..., 0, :]
         if self.config.bc == 0:
-            return -(batch.weights * q).mean(-1)
+            return -(self.actor_weights(batch) * q).mean(-1)
         cloning = batch.regularization * (actions - batch.actions).square().mean(-1)
         scale = self.config.alpha / mean(q.abs())
-        return (batch.weights * (self.config.bc * cloning - scale[..., None] * q)).mean(-1)
+        improvement = self.actor_weights(batch) * scale[..., None] * q
+        return (self.cloning_weights(batch) * self.config.bc * cloning - improvement).mean(-1)
 
     def update(self, batch: Transitions) -> Metrics:
         """Update the critics and, every `actor_interval` updates, the actor and the targets."""
