@@ -73,6 +73,17 @@ class Dataset:
         vars(released).update(known)  # fill the cached properties
         return released
 
+    def subset(self, num_episodes: int, seed: int) -> Dataset:
+        """Return a copy with `num_episodes` whole episodes: one drawn from each of as many equal, consecutive parts.
+
+        Every stage of a recording stays represented. Raises InputError if there are fewer episodes.
+        """
+        if num_episodes > self.num_episodes:
+            raise InputError(f"{self.name} has {self.num_episodes} episodes, fewer than the {num_episodes} to keep")
+        rng = np.random.default_rng(seed)
+        kept = [rng.choice(part) for part in np.array_split(np.arange(self.num_episodes), num_episodes)]
+        return replace(self, episodes=tuple(self.episodes[k] for k in kept))
+
     @property
     def provenance(self) -> dict[str, Any]:
         """The dataset's name, checksum and spaces as plain data, saved with everything derived from it."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import numpy as np
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 
 from o2o_diffusion.data.datasets import Dataset, load_dataset
 from o2o_diffusion.data.local import local_ids
@@ -34,6 +34,11 @@ class Task:
         dataset: Annotated[str | None, "Minari id, Minari folder, D4RL .hdf5, or .npz; null: start from scratch"] = None
         environment: Annotated[str | None, "Gymnasium id; null: the dataset's own"] = None
         max_episode_steps: Annotated[int | None, "time limit; null: the dataset's own", Ge(1)] = None
+        episodes: Annotated[int | None, "episodes of the dataset to use, spread over all of it; null: all", Ge(1)] = (
+            None
+        )
+        fraction: Annotated[float | None, "the same as a share of the dataset's episodes", Gt(0), Le(1)] = None
+        subset_seed: Annotated[int, "seed that selects the episodes", Ge(0)] = 0
         reward: Annotated[
             Literal["auto", "raw", "range", "minus_one"],
             "auto, raw, range (1000 / spread of episode returns), or minus_one (r - 1)",
@@ -42,6 +47,12 @@ class Task:
         reward_bias: Annotated[float, "added after `reward_scale`"] = 0.0
         failure_reward: Annotated[float | None, "raw reward at every step of a failed episode"] = None
         recording: Annotated[Recording | None, "recording that creates the dataset if it is missing"] = None
+
+        def __post_init__(self):
+            if self.episodes is not None and self.fraction is not None:
+                raise ValueError("'episodes' and 'fraction' are both set, expected at most one")
+            if self.dataset is None and (self.episodes or self.fraction):
+                raise ValueError("'episodes' and 'fraction' select from a dataset, but 'dataset' is not set")
 
     def __init__(self, config: Config):
         self.config = config
@@ -54,6 +65,8 @@ class Task:
                 if config.dataset not in local_ids():  # unless another run recorded it first
                     raise
         dataset = load_dataset(config.dataset) if config.dataset else None
+        self.recorded_episodes = dataset.num_episodes if dataset else 0
+        dataset = self._subset(dataset) if dataset else None
         self.environment = self._environment(dataset)
         environment = make_environment(self.environment)
         self.dataset = dataset or _nothing(environment)
@@ -68,8 +81,10 @@ class Task:
     def description(self) -> str:
         """Dataset, environment and sizes, on one line."""
         data, spec = self.dataset, self.spec
+        whole, used = f"{self.recorded_episodes:,}", f"{data.num_episodes:,}"
+        episodes = used if used == whole else f"{used} of {whole}"
         return (
-            f"{data.name} ({data.num_transitions:,} transitions in {data.num_episodes:,} episodes) in "
+            f"{data.name} ({data.num_transitions:,} transitions in {episodes} episodes) in "
             f"{self.environment.id}, observations [{spec.observation_dim}], actions [{spec.action_dim}]"
         )
 
@@ -81,6 +96,13 @@ class Task:
         """Move the dataset's episodes into `replay` and free them here."""
         replay.load(self.dataset.episodes)
         self.dataset = self.dataset.without_episodes()
+
+    def _subset(self, dataset: Dataset) -> Dataset:
+        """The part of `dataset` that the settings ask for."""
+        count = self.config.episodes
+        if self.config.fraction is not None:
+            count = max(1, round(self.config.fraction * dataset.num_episodes))
+        return dataset if count is None else dataset.subset(count, self.config.subset_seed)
 
     def _environment(self, dataset: Dataset | None) -> EnvironmentSpec:
         own = dataset.environment if dataset else None

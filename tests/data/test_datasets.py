@@ -134,6 +134,19 @@ def test_returns_of_a_loaded_episode(tmp_path, table):
     assert failing == pytest.approx(-500.0)  # -5 at every step for ever
 
 
+def test_a_subset_has_one_whole_episode_of_each_part_chosen_by_the_seed(tmp_path, table):
+    whole = load_dataset(str(write_npz(tmp_path, table)))
+    subsets = [whole.subset(2, seed) for seed in range(20)]
+    number = {id(episode): k for k, episode in enumerate(whole.episodes)}
+    pairs = {tuple(number[id(episode)] for episode in subset.episodes) for subset in subsets}
+    assert pairs == {(0, 2), (0, 3), (1, 2), (1, 3)}  # one of the first two episodes and one of the last two
+    assert whole.subset(2, 5).fingerprint == subsets[5].fingerprint
+    assert len({subset.fingerprint for subset in (*subsets, whole)}) == 5
+    assert whole.subset(4, 0).fingerprint == whole.fingerprint
+    with pytest.raises(InputError, match="tiny has 4 episodes, fewer than the 5 to keep"):
+        whole.subset(5, 0)
+
+
 def test_released_episodes_leave_sizes_mean_return_and_fingerprint(tmp_path, table):
     whole = load_dataset(str(write_npz(tmp_path, table)))
     released = load_dataset(str(tmp_path / "tiny.npz")).without_episodes()

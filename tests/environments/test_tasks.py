@@ -79,6 +79,22 @@ def test_loading_stores_the_episodes_and_releases_them(pendulum_table):
     assert (task.dataset.num_episodes, task.dataset.num_transitions) == (2, 400)
 
 
+def test_a_task_of_few_episodes(light_pendulum):
+    def task(**settings) -> Task:
+        return Task(Task.Config(dataset=light_pendulum, **settings))
+
+    whole, one, share = task(), task(episodes=1), task(fraction=0.67)
+    assert [t.dataset.num_transitions for t in (whole, one, share)] == [60, 20, 40]
+    assert "60 transitions in 3 episodes" in whole.description
+    assert "20 transitions in 1 of 3 episodes" in one.description
+    assert task(fraction=0.01).dataset.num_episodes == 1 and task(fraction=1.0).dataset.num_episodes == 3
+    assert len({task(episodes=1, subset_seed=seed).dataset.fingerprint for seed in range(20)}) == 3
+    with pytest.raises(ValueError, match="'episodes' and 'fraction' are both set"):
+        task(episodes=1, fraction=0.5)
+    with pytest.raises(ValueError, match="'dataset' is not set"):
+        Task.Config(environment="Pendulum-v1", episodes=1)
+
+
 def test_the_data_and_the_policy_may_have_different_environments(light_pendulum, heavy_pendulum):
     data = EnvironmentSpec("Pendulum-v1", {"g": 5.0}, 20)
     own = Task(Task.Config(dataset=light_pendulum)).spec
