@@ -20,17 +20,18 @@ NONE = 1e-12
 class Mixture(Stateful):
     """Draws shuffled batches with a given share of each source, exact over time.
 
-    The online shares are scaled by `min(1, |online| / ramp)` and the remainder goes to offline, so that the first
-    online rows are not repeated a hundred times; `ramp: 0` gives the paper's fixed shares. The share of an empty pool
-    is redistributed in proportion to the other shares; if those are all 0, offline (or else online) rows fill the
-    batch. Shares set by the user are neither ramped nor scaled; the others split the remainder.
+    The online share and both generated ones are scaled by `min(1, |online| / ramp)` and the remainder goes to offline,
+    so that the first online rows are not repeated a hundred times and generated rows keep the generator's split by
+    label; `ramp: 0` gives the paper's fixed shares. The share of an empty pool is redistributed in proportion to the
+    other shares; if those are all 0, offline (or else online) rows fill the batch. Shares set by the user are neither
+    ramped nor scaled; the others split the remainder.
     """
 
     @dataclass(frozen=True)
     class Config:
         """Shares set here override those of learner and generator."""
 
-        ramp: Annotated[int, "online rows at which the online shares reach full size; 0: immediately", Ge(0)] = 50_000
+        ramp: Annotated[int, "online rows at which the online and generated shares are full; 0: at once", Ge(0)] = 50_000
         offline: Annotated[
             float | None, "share of offline rows; null: set by learner and generator", Interval(ge=0, le=1)
         ] = None
@@ -83,7 +84,7 @@ class Mixture(Stateful):
         effective = torch.tensor([shares.of(source) for source in Source], dtype=torch.float64)
         fullness = min(1.0, len(replay.online) / self.config.ramp) if self.config.ramp else 1.0
         if effective[Source.OFFLINE] > 0 or shares.offline_fills:
-            for source in (Source.ONLINE, Source.GENERATED_ONLINE):
+            for source in (Source.ONLINE, *GENERATED):
                 effective[Source.OFFLINE] += effective[source] * (1 - fullness)
                 effective[source] *= fullness
         if self.fixed:

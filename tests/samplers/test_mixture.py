@@ -50,6 +50,11 @@ def test_online_shares_grow_with_the_online_pool_and_the_rest_is_offline():
     assert counts(mixture(ramp=10), replay, HALVES, batch_size=1000) == [500, 500, 0, 0]  # full: no more than asked for
 
 
+def test_both_generated_pools_are_ramped_together_so_that_the_split_by_label_holds_from_the_start():
+    replay = make_replay(offline=10, online=25, generated_offline=10, generated_online=10)
+    assert counts(mixture(ramp=100), replay, CFDG, batch_size=1200) == [1000, 100, 20, 80]
+
+
 def test_a_learner_without_offline_rows_never_gets_any():
     assert counts(mixture(ramp=100), make_replay(offline=10, online=1), Shares(online=1.0)) == [0, 240, 0, 0]
 
