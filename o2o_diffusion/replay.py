@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from o2o_diffusion.types import GENERATED, Episode, RewardTransform, Source, Transitions, TransitionSpec
+from o2o_diffusion.types import GENERATED, REAL, Episode, RewardTransform, Source, Transitions, TransitionSpec
 
 RAW = RewardTransform()
 STORED = ("observations", "actions", "rewards", "next_observations", "terminations", "returns")
+PIECE, EVERY = 100, 10
+"""Of the pieces of at most 100 steps that episodes consist of, one in ten is held out."""
 
 
 class Pool:
@@ -40,6 +42,18 @@ class Pool:
         """Every row in storage order, without copying the stored fields."""
         return Transitions.create(**{name: f[: self.size] for name, f in self.fields.items()}, source=self.source)
 
+    @property
+    def held_out(self) -> Tensor:
+        """[len] bool: the rows to judge generated rows by, which generators are not trained on.
+
+        Depends only on a row's episode and step, so that a row stays held out, and long episodes are held out in part,
+        so that a run's first ones are. Rows without an episode count as one episode in storage order.
+        """
+        numbers = torch.arange(self.size, device=self.steps.device)
+        episodes, steps = self.episodes[: self.size], self.steps[: self.size]
+        pieces = episodes.clamp(min=0) + torch.where(episodes < 0, numbers, steps) // PIECE
+        return pieces % EVERY == EVERY // 2
+
     def append(self, batch: Transitions, *, episode: int = -1, first_step: int = 0) -> Tensor:
         """Store `batch`, overwriting the oldest rows if the ring is full; returns the rows written ([B] int64).
 
@@ -63,9 +77,13 @@ class Pool:
 
     def state_dict(self) -> dict:
         """The stored rows and the write position."""
-        stored = self.fields | {"episodes": self.episodes, "steps": self.steps}
-        rows = {name: field[: self.size].clone() for name, field in stored.items()}
+        rows = {name: field[: self.size].clone() for name, field in self._stored().items()}
         return {"rows": rows, "size": self.size, "position": self.position}
+
+    def part(self, mask: Tensor) -> dict:
+        """The state of a full pool with only the rows where `mask` ([len] bool) is true."""
+        rows = {name: field[: self.size][mask] for name, field in self._stored().items()}
+        return {"rows": rows, "size": int(mask.sum()), "position": 0}
 
     def load_state_dict(self, state: dict) -> None:
         """Restore `state`; raises ValueError if it does not fit."""
@@ -75,6 +93,9 @@ class Pool:
         for name, rows in state["rows"].items():
             field = self.fields[name] if name in self.fields else getattr(self, name)
             field[: self.size] = rows.to(field.device)
+
+    def _stored(self) -> dict[str, Tensor]:
+        return self.fields | {"episodes": self.episodes, "steps": self.steps}
 
 
 @dataclass(frozen=True)
@@ -177,6 +198,16 @@ class Replay:
             self.pools[source].clear()
         for source, batch in batches.items():
             self.pools[source].append(batch)
+
+    def part(self, *, held_out: bool) -> Replay:
+        """Copy the real rows that are held out, or all others, with their returns, episodes and steps."""
+        masks = {source: self.pools[source].held_out == held_out for source in REAL}
+        options: dict[str, Any] = {"transform": self.transform, "discount": self.discount, "device": self.device}
+        sizes = {source: int(mask.sum()) for source, mask in masks.items()}
+        part = Replay(self.spec, sizes, failure_reward=self.failure_reward, **options)
+        for source, mask in masks.items():
+            part.pools[source].load_state_dict(self.pools[source].part(mask))
+        return part
 
     def union(self, numbers: Tensor) -> Draw:
         """Select real rows by `numbers` ([B] int64), indices into the offline rows followed by the online rows."""

@@ -247,3 +247,39 @@ def test_windows_end_at_the_rows_that_were_restored():
     store.load([numbered(0, 8)], Source.ONLINE)
     store.load_state_dict(saved.state_dict())
     check_windows(store, Source.ONLINE)
+
+
+def test_a_tenth_of_the_pieces_is_held_out_whatever_else_is_stored():
+    store = replay(offline=4_000, online=250)
+    store.load([numbered(number, 1_000) for number in range(3)])
+    store.load([numbered(number, 25) for number in range(10)], Source.ONLINE)
+    held_out = store.offline.all().observations[store.offline.held_out, 0]
+    assert held_out.tolist() == [*range(500, 600), *range(500, 600), *range(500, 600)]  # observations are 100 n + t
+    assert store.offline.held_out.reshape(3, 10, 100).nonzero()[::100].tolist() == [[0, 5, 0], [1, 4, 0], [2, 3, 0]]
+    assert store.online.episodes[: len(store.online)][store.online.held_out].unique().tolist() == [5]
+    before = store.offline.held_out
+    store.load([numbered(number, 10) for number in range(100)])
+    assert torch.equal(store.offline.held_out[:3_000], before)
+
+
+def test_rows_without_an_episode_are_held_out_by_their_place():
+    store = replay(online=800)
+    for start in range(0, 800, 200):
+        store.online.append(raw_batch(200, SPEC, seed=start))
+    assert store.online.held_out.nonzero().flatten().tolist() == list(range(500, 600))
+    store.online.append(raw_batch(90, SPEC))  # overwrites the oldest rows
+    assert store.online.held_out.nonzero().flatten().tolist() == list(range(500, 600))
+
+
+def test_the_two_parts_of_a_replay_are_its_real_rows():
+    store = replay(offline=1_000, online=700, generated=5)
+    store.load([numbered(0, 1_000)])
+    store.online.append(raw_batch(700, SPEC))
+    store.pools[Source.GENERATED_ONLINE].append(raw_batch(5, SPEC))
+    training, held_out = (store.part(held_out=choice) for choice in (False, True))
+    assert (len(training.offline), len(held_out.offline)) == (900, 100) and training.num_generated == 0
+    assert (len(training.online), len(held_out.online)) == (600, 100) and training.discount == store.discount
+    assert held_out.offline.steps.tolist() == list(range(500, 600))
+    assert torch.equal(held_out.offline.all().returns, store.offline.all().returns[500:600])
+    across = training.gather(Draw.create(torch.tensor([499]), torch.tensor([0])), length=3)
+    assert across.weights.tolist() == [[1, 0, 0]]  # a window never leaps over held-out steps

@@ -1,6 +1,7 @@
 """Refreshes of the generated rows: the schedule, the generator's updates, and the gate for new rows."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ class Refresher(Stateful):
 
     `updates_due` of the current refresh's `total` updates remain; the last refresh began at environment step `last`
     (-1: none so far). `count` refreshes are finished, and the gate refused `refused` of them; `rows` is the total
-    number of generated rows used. `accepted` is the last verdict.
+    number of generated rows used. `accepted` is the last verdict. The generator sees only rows that are not held out.
     """
 
     state_fields = ("updates_due", "total", "last", "count", "refused", "rows", "accepted")
@@ -25,6 +26,7 @@ class Refresher(Stateful):
         self.generator = generator
         self.updates_due = self.total = self.count = self.refused = self.rows = 0
         self.last, self.accepted = -1, False
+        self.training_rows: list[Replay] = []  # one during a refresh; a list is not saved but copied again
 
     def due(self, replay: Replay, env_steps: int) -> bool:
         """Whether to start a refresh on the current rows of the replay."""
@@ -38,12 +40,13 @@ class Refresher(Stateful):
     def begin(self, replay: Replay, agent: Agent, env_steps: int) -> None:
         """Start a refresh."""
         self.updates_due = self.total = self.generator.next_refresh(replay).updates
-        self.generator.begin_refresh(replay, agent)
+        self.training_rows.clear()
+        self.generator.begin_refresh(self.training(replay), agent)
         self.last = env_steps
 
     def update(self, replay: Replay, agent: Agent) -> Metrics:
         """Run one update of the generator."""
-        metrics = self.generator.update(replay, agent)
+        metrics = self.generator.update(self.training(replay), agent)
         self.updates_due -= 1
         return metrics
 
@@ -62,11 +65,12 @@ class Refresher(Stateful):
         counts = share.counts(refresh.rows)
         if share.at_batch_time and refresh.gate.measures:
             counts = dict.fromkeys(share.counts(ROWS), ROWS)
-        options = {"replay": replay, "agent": agent}
+        options = {"replay": self.training(replay), "agent": agent}
         batches = {source: self.generator.sample(count, source=source, **options) for source, count in counts.items()}
         verdict = judge(batches, sum(counts.values()), replay, refresh.gate)
         replay.replace_generated(batches if verdict.accepted and not share.at_batch_time else {})
         self.accepted = verdict.accepted
+        self.training_rows.clear()
         self.rows += replay.num_generated
         return verdict
 
@@ -95,6 +99,17 @@ class Refresher(Stateful):
         self.begin(replay, agent, env_steps)
         for _ in progress(range(self.updates_due)):
             self.update(replay, agent)
+
+    def training(self, replay: Replay) -> Replay:
+        """The rows of `replay` that the generator is trained on; the same throughout a refresh."""
+        if not self.training_rows:
+            self.training_rows.append(replay.part(held_out=False))
+        return self.training_rows[0]
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state`."""
+        super().load_state_dict(state)
+        self.training_rows.clear()
 
     def is_active(self, replay: Replay) -> bool:
         """Whether batches include generated rows, stored or made at batch time.

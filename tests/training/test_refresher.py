@@ -23,6 +23,7 @@ class Far(Stateful):
     refresh: Refresh
     at_batch_time: bool = False
     asked: list[int] = field(default_factory=list)
+    seen: set[int] = field(default_factory=set)
 
     def share(self, replay):
         return GeneratedShare(share=0.5, at_batch_time=self.at_batch_time)
@@ -30,12 +31,15 @@ class Far(Stateful):
     def next_refresh(self, replay):
         return self.refresh
 
-    def begin_refresh(self, replay, agent): ...
+    def begin_refresh(self, replay, agent):
+        self.seen.add(len(replay.offline))
 
     def update(self, replay, agent):
+        self.seen.add(len(replay.offline))
         return {}
 
     def sample(self, num_samples, *, source, replay, agent):
+        self.seen.add(len(replay.offline))
         self.asked.append(num_samples)
         return raw_batch(num_samples, SPEC, center=50.0, source=source)
 
@@ -98,3 +102,14 @@ def test_a_refusal_removes_the_rows_of_the_refresh_before():
 def test_rows_at_batch_time_without_refreshes_are_always_made():
     refresher = Refresher(Far(Refresh(), at_batch_time=True))
     assert refresher.is_active(pools()) and not Refresher(Far(Refresh())).is_active(Replay(SPEC))
+
+
+def test_a_generator_never_sees_held_out_rows():
+    generator, replay = Far(Refresh(updates=2, rows=20)), pools(offline=1_000)
+    assert int(replay.offline.held_out.sum()) == 100
+    refresher = Refresher(generator)
+    refresher.refresh(replay, AGENT)
+    assert generator.seen == {900} and not refresher.training_rows
+    replay.offline.clear()  # the next refresh is on the rows there are then
+    refresher.refresh(replay, AGENT)
+    assert generator.seen == {900, 0}
