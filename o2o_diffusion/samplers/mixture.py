@@ -31,7 +31,9 @@ class Mixture(Stateful):
     class Config:
         """Shares set here override those of learner and generator."""
 
-        ramp: Annotated[int, "online rows at which the online and generated shares are full; 0: at once", Ge(0)] = 50_000
+        ramp: Annotated[int, "online rows at which the online and generated shares are full; 0: at once", Ge(0)] = (
+            50_000
+        )
         offline: Annotated[
             float | None, "share of offline rows; null: set by learner and generator", Interval(ge=0, le=1)
         ] = None
