@@ -15,7 +15,7 @@ LAYERS = (
     "agents environments",
     "learners samplers generators quality",
     "training",
-    "integrations scripts",
+    "integrations scripts studies",
     "__init__",
 )
 LAYER = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms.split()}

@@ -10,6 +10,8 @@ from rich.table import Column, Table
 
 from o2o_diffusion.storage import atomic_file, save_json
 
+NUMBERS = 1
+"""Version of the results of runs: raise it with every change after which the same settings give other numbers."""
 FIRST_PART = 0.5
 """Initial share of the online phase in which to look for a collapse."""
 
@@ -32,6 +34,7 @@ def summarize(evaluations: Sequence[Mapping[str, Any]], run: Mapping[str, Any]) 
     online = [e for e in evaluations if 0 < e["env_steps"] <= FIRST_PART * last["env_steps"]] or [last]
     worst = min(online, key=lambda evaluation: evaluation["score"])
     return {
+        "numbers": NUMBERS,
         "score": last["unit"],
         "score_at_switch": first["score"],
         "score_at_switch_se": first["score_se"],

@@ -1,0 +1,129 @@
+"""A study: cells, which are one value on each axis, times seeds, read from one YAML file."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Ge
+from omegaconf import OmegaConf
+
+from o2o_diffusion.errors import InputError, nearest
+from o2o_diffusion.settings import CONFIGS, compose, find
+from o2o_diffusion.training.folders import GROUPS
+from o2o_diffusion.training.loop import Loop
+
+BOOKKEEPING = ("output", "pretrained", "threads", "logger", "log_interval", "checkpoint_interval", "keep_checkpoints")
+"""Settings that don't change a run's results."""
+DATA = "<data>"
+"""Stands for the folder of the datasets in a study's settings, so that results don't depend on where it is."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: its value on every axis, its seed, and its settings as the command line takes them."""
+
+    values: Mapping[str, str]
+    seed: int
+    settings: tuple[str, ...]
+    key: str
+
+    @property
+    def name(self) -> str:
+        """The values and the seed, for logs and folders."""
+        return "_".join([*self.values.values(), str(self.seed)])
+
+
+@dataclass(frozen=True)
+class Screen:
+    """Drop cells from seed `seeds` on if the first seeds show nothing."""
+
+    oracles: Annotated[
+        tuple[str, ...], "values of the compared axis whose best gain decides for all; none: each for itself"
+    ] = ()
+    gain: Annotated[float, "least mean gain in area under the curve over the baseline"] = 3.0
+    seeds: Annotated[int, "seeds before which nothing is dropped; 0: never drop", Ge(0)] = 0
+
+
+@dataclass(frozen=True)
+class Study:
+    """The cells of a study and how they are compared."""
+
+    @dataclass(frozen=True)
+    class Config:
+        """The content of a file in configs/study."""
+
+        axes: Annotated[dict[str, Any], "axis -> value -> list of settings; cells are all combinations"] = field(
+            default_factory=dict
+        )
+        compare: Annotated[str, "axis whose values are compared with `baseline`, all else equal"] = ""
+        baseline: Annotated[str, "value of the compared axis"] = ""
+        settings: Annotated[list[Any], "settings of every cell"] = field(default_factory=list)
+        seeds: Annotated[int, "seeds 0 ... N-1", Ge(1)] = 10
+        share_pretraining: Annotated[bool, "pretrain once per learner, data and seed"] = False
+        screen: Screen = field(default_factory=Screen)
+
+    name: str
+    config: Config
+
+    @classmethod
+    def load(cls, name: str) -> "Study":
+        """Read configs/study/<name>.yaml or the file `name`; raises InputError, one line, if it is inconsistent."""
+        path = find("study", name)
+        config: Any = compose(path, cls.Config, ()).run
+        if config.baseline not in (values := config.axes.get(config.compare, {})):
+            hint = nearest(config.baseline, values)
+            raise InputError(f"{path}: baseline '{config.baseline}' is no value of axis '{config.compare}'{hint}")
+        if unknown := next((name for name in config.screen.oracles if name not in values), None):
+            raise InputError(f"{path}: screen.oracles: '{unknown}' is no value of axis '{config.compare}'")
+        return cls(path.stem, config)
+
+    def cells(self, seeds: int | None = None) -> Iterator[Cell]:
+        """All cells of seed 0, then all of seed 1, and so on; in the order of the axes' values."""
+        axes = self.config.axes
+        for seed in range(seeds or self.config.seeds):
+            for names in itertools.product(*axes.values()):
+                own = [axes[axis][name] for axis, name in zip(axes, names, strict=True)]
+                settings = tuple(flat([self.config.settings, *own, f"seed={seed}"]))
+                yield Cell(dict(zip(axes, names, strict=True)), seed, settings, key_of(settings))
+
+
+def flat(settings: Any) -> Iterator[str]:
+    """The strings of nested lists, so that a YAML anchor can be used within a list."""
+    for setting in settings:
+        if isinstance(setting, str):
+            yield setting
+        else:
+            yield from flat(setting)
+
+
+def key_of(settings: tuple[str, ...]) -> str:
+    """Digest of the settings that change results; raises InputError for an unknown setting.
+
+    Only differences from the defaults of the classes count, so that a new setting leaves the keys as they are; a
+    changed default raises `NUMBERS`.
+    """
+    composed = compose(CONFIGS / "finetune.yaml", Loop.Config, GROUPS, settings)
+    plain = {name: value for name, value in composed.plain.items() if name not in BOOKKEEPING}
+    defaults = {group: component.target.Config for group, component in composed.components.items()}  # type: ignore
+    changed = changes({name: value for name, value in plain.items() if name not in GROUPS}, Loop.Config)
+    for group in (group for group in GROUPS if group in plain):
+        target = plain[group].pop("target")
+        changed[group] = {"target": target, **changes(plain[group], defaults[group])}
+    return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def changes(values: Mapping[str, Any], config: type) -> dict[str, Any]:
+    """The `values` that differ from the defaults of the dataclass `config`."""
+    defaults: Any = OmegaConf.to_container(OmegaConf.structured(config))
+    return {name: value for name, value in values.items() if value != defaults.get(name)}
+
+
+def with_data(settings: tuple[str, ...], data: Path | None) -> list[str]:
+    """`settings` with the folder of the datasets in place; raises InputError if it is needed and not given."""
+    if data is None and any(DATA in setting for setting in settings):
+        raise InputError(f"this study needs data=<folder of its datasets>, for {DATA} in its settings")
+    return [setting.replace(DATA, str(data)) for setting in settings]
