@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 from omegaconf import OmegaConf
 
-from o2o_diffusion.errors import InputError
+from o2o_diffusion.errors import InputError, OneLineError
 from o2o_diffusion.ranges import written
 from o2o_diffusion.settings import CONFIGS, Settings, available, choose, compose, locate
 
@@ -52,9 +52,9 @@ def main(function: Callable[[list[str]], int | None]) -> None:
     """Run a script: a user error prints one line to stderr and exits with code 2, Ctrl-C exits with code 130."""
     try:
         sys.exit(function(sys.argv[1:]))
-    except InputError as error:
+    except OneLineError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
 

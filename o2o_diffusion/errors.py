@@ -1,17 +1,26 @@
-"""User errors: a one-line message, no traceback."""
+"""Errors with a one-line message: the user's, and faults during a run."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
-class InputError(Exception):
-    """A user error; scripts print its message to stderr and exit with code 2.
+class OneLineError(Exception):
+    """An error whose message is one line; scripts print it to stderr and exit with `exit_code`."""
 
-    The message is one line: the problem, its location, the expected value, and the closest known name if any.
-    """
+    exit_code = 1
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.split()))
+
+
+class InputError(OneLineError):
+    """A user error: the problem, its location, the expected value, and the closest known name if any."""
+
+    exit_code = 2
+
+
+class Fault(OneLineError):
+    """A fault during a run, of the environment, the machine or the numbers: what happened, and what is left."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -111,7 +111,10 @@ def test_a_manifest_lists_every_file(target):
     write_manifest(target, "sums.json")
     assert read_manifest(target, "sums.json") == {"content": sha256(target / "content")}
     write_manifest(target, "sums.json", schema=1)
-    assert read_manifest(target, "sums.json") == {"schema": 1, "files": {"content": sha256(target / "content")}}
+    manifest = read_manifest(target, "sums.json")
+    assert len(manifest.pop("digest")) == 64
+    files = {"files": {"content": sha256(target / "content")}, "sizes": {"content": 3}}
+    assert manifest == {"schema": 1, **files}
     assert damage(target, "sums.json", ["content"]) is None
 
 
@@ -120,7 +123,7 @@ def test_a_manifest_lists_every_file(target):
     ("file", "text", "words"),
     [
         ("content", None, "content is missing"),
-        ("content", "other", "content was altered since it was saved (sha256 differs)"),
+        ("content", "OLD", "content was altered since it was saved (sha256 differs)"),
         ("sums.json", None, "sums.json is missing"),
         ("sums.json", "{", "sums.json was altered and cannot be read ("),
         ("sums.json", "[1]", "sums.json was altered and cannot be read ("),
@@ -132,6 +135,19 @@ def test_damage_is_said_in_words(target, content, file, text, words):
     write_manifest(target, "sums.json", **content)
     (target / file).unlink() if text is None else (target / file).write_text(text)
     assert str(damage(target, "sums.json", ["content"])).startswith(words)
+
+
+def test_a_manifest_protects_its_own_content_and_file_sizes(target):
+    write_manifest(target, "sums.json", step=1)
+    assert damage(target, "sums.json", step=1) is None
+    assert damage(target, "sums.json", step=2) == "sums.json has step 1, expected 2"
+    (target / "content").write_text("longer")
+    assert damage(target, "sums.json") == "content has 6 bytes, expected 3"
+    text = (target / "sums.json").read_text()
+    (target / "sums.json").write_text(text.replace('"step": 1', '"step": 2'))
+    assert damage(target, "sums.json", step=2) == "sums.json was altered and cannot be read (its digest differs)"
+    (target / "sums.json").write_text(text.replace("digest", "digesu"))
+    assert damage(target, "sums.json", step=1) == "sums.json has no digest"
 
 
 def test_a_manifest_speaks_of_its_own_folder_only(target):

@@ -20,7 +20,7 @@ from o2o_diffusion.errors import InputError, nearest
 from o2o_diffusion.generators.card import model_card
 from o2o_diffusion.generators.model import TransitionDenoiser, layout
 from o2o_diffusion.settings import PACKAGE, locate
-from o2o_diffusion.storage import atomic_folder, damage, save_json, sha256, write_manifest
+from o2o_diffusion.storage import atomic_folder, damage, recover, save_json, sha256, write_manifest
 from o2o_diffusion.types import TransitionSpec
 
 MANIFEST = "sha256.json"
@@ -39,6 +39,7 @@ def find_folder(name: str | Path) -> Path:
     Raises InputError if it is neither, or cannot be downloaded.
     """
     path = Path(name).expanduser()
+    recover(path)
     if path.is_dir():
         return path
     if path.exists() or not HUB_ID.fullmatch(str(name)):

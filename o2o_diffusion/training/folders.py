@@ -9,7 +9,7 @@ import torch
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.protocols import Learner
 from o2o_diffusion.settings import Settings, compose
-from o2o_diffusion.storage import atomic_file, check_writable
+from o2o_diffusion.storage import check_writable, save_text
 from o2o_diffusion.training.checkpoint import load_checkpoint
 from o2o_diffusion.training.loop import Loop
 from o2o_diffusion.types import TransitionSpec
@@ -55,8 +55,7 @@ def open_run(folder: Path, name: str = "run") -> SavedRun:
 
 def save_settings(settings: Settings, folder: Path) -> None:
     """Write all settings as YAML; environment secrets stay unresolved. Raises OSError if it can't be written."""
-    with atomic_file(folder / SETTINGS) as temporary:
-        temporary.write_text(settings.to_yaml())
+    save_text(folder / SETTINGS, settings.to_yaml())
 
 
 def new_folder(output: str | None, name: str) -> Path:

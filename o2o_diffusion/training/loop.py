@@ -66,7 +66,7 @@ class Loop(Stateful):
         final_eval_episodes: Annotated[int, "episodes of the evaluations at the switch and at the end", Ge(1)] = 20
         log_interval: Annotated[int, "updates between logged metrics", Ge(1)] = 500
         checkpoint_interval: Annotated[int, "ticks (updates and environment steps) between checkpoints", Ge(1)] = 20_000
-        keep_checkpoints: Annotated[int, "number of newest checkpoints to keep; 0: all", Ge(0)] = 1
+        keep_checkpoints: Annotated[int, "number of newest whole checkpoints to keep; 0: all", Ge(0)] = 2
         pretrained: Annotated[str | None, "folder of a pretraining run to load the learner from"] = None
         output: Annotated[str | None, "folder of the run; null: a new one under runs/"] = None
         threads: Annotated[int, "threads per process; 0: cores divided by processes", Ge(0)] = 1

@@ -28,7 +28,7 @@ def test_the_newest_are_kept_by_number_not_by_name(tmp_path):
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, file, damage, capsys):
     save_checkpoint(tmp_path, 1, {"weights": torch.zeros(8), "step": 1})
-    path = save_checkpoint(tmp_path, 2, {"weights": torch.ones(8), "step": 2}, keep=0) / file
+    path = save_checkpoint(tmp_path, 2, {"weights": torch.ones(8), "step": 2}) / file
     content = bytearray(path.read_bytes())
     if damage == "remove":
         path.unlink()
@@ -57,3 +57,11 @@ def test_a_damaged_checkpoint_is_written_again(tmp_path):
     path.write_text("{}")
     save_checkpoint(tmp_path, 1, STATE)
     assert load_checkpoint(tmp_path)["count"] == 7
+
+
+def test_other_settings_at_the_same_step_are_saved_again(tmp_path):
+    save_checkpoint(tmp_path, 1, {"rate": 1}, settings="first")
+    save_checkpoint(tmp_path, 1, {"rate": 2}, settings="first")
+    assert load_checkpoint(tmp_path)["rate"] == 1
+    save_checkpoint(tmp_path, 1, {"rate": 2}, settings="second")
+    assert load_checkpoint(tmp_path)["rate"] == 2

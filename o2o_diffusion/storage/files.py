@@ -1,14 +1,13 @@
-"""Atomic writes of files and folders, and sha256 manifests for verifying folders."""
+"""Files and folders that appear whole or not at all, also after a crash."""
 
 import contextlib
 import glob
-import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,55 +69,24 @@ def sweep(folder: Path, pattern: str) -> None:
             _remove(leftover)
 
 
+def recover(path: Path) -> None:
+    """Restore the folder `path` if a process ended while replacing it; raises OSError if it can't be restored."""
+    if path.parent.is_dir():
+        sweep(path.parent.resolve(), glob.escape(path.name))
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write `text` to `path`, atomically; raises OSError if it can't be written."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text)
+
+
 def save_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write `content` to `path` as indented JSON.
+    """Write `content` to `path` as indented JSON, atomically.
 
     Raises TypeError if it is not JSON, OSError if it can't be written.
     """
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(dict(content), indent=2) + "\n")
-
-
-def sha256(path: Path) -> str:
-    """The sha256 of a file in hexadecimal; raises OSError if it can't be read."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_manifest(folder: Path, name: str, **content: Any) -> None:
-    """Write the sha256 of every file in `folder` to the file `name`, under "files" if there is other `content`.
-
-    Call it last. Raises OSError if a file can't be read or written.
-    """
-    files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != name}
-    save_json(folder / name, {**content, "files": files} if content else files)
-
-
-def read_manifest(folder: Path, name: str) -> dict[str, Any]:
-    """Read a manifest; raises OSError, ValueError or TypeError if it can't be read."""
-    return dict(json.loads((folder / name).read_text()))
-
-
-def damage(folder: Path, name: str, needed: Sequence[str] = ()) -> str | None:
-    """Describe any damage to a folder by its manifest `name`, which must list the files `needed`; None if intact."""
-    if not (folder / name).is_file():
-        return f"{name} is missing"
-    try:
-        manifest = read_manifest(folder, name)
-        files = dict(manifest.get("files", manifest))
-        for file, digest in (dict.fromkeys(needed) | files).items():
-            path = folder / file
-            if digest is None:
-                return f"{name} does not list {file}"
-            if path.parent != folder or not path.is_file():
-                return f"{file} is missing"
-            if sha256(path) != digest:
-                return f"{file} was altered since it was saved (sha256 differs)"
-    except (TypeError, ValueError) as error:
-        return f"{name} was altered and cannot be read ({error})"
-    except OSError as error:
-        return str(error)
-    return None
+    save_text(path, json.dumps(dict(content), indent=2) + "\n")
 
 
 def check_writable(folder: Path) -> None:
