@@ -12,7 +12,7 @@ from torch import Tensor
 from o2o_diffusion.types import GENERATED, REAL, Episode, RewardTransform, Source, Transitions, TransitionSpec
 
 RAW = RewardTransform()
-STORED = ("observations", "actions", "rewards", "next_observations", "terminations", "returns")
+STORED = ("observations", "actions", "rewards", "next_observations", "terminations", "returns", "next_actions")
 PIECE, EVERY = 100, 10
 """Of the pieces of at most 100 steps that episodes consist of, one in ten is held out."""
 
@@ -145,7 +145,7 @@ class Replay:
         self.spec, self.transform, self.discount, self.failure_reward = spec, transform, discount, failure_reward
         sizes = [(capacities or {}).get(source, 0) for source in Source]
         widths = {"observations": spec.observation_dim, "actions": spec.action_dim}
-        widths["next_observations"] = spec.observation_dim
+        widths |= {"next_observations": spec.observation_dim, "next_actions": spec.action_dim}
         shapes = {name: (sum(sizes), widths[name]) if name in widths else (sum(sizes),) for name in STORED}
         self.memory = {name: torch.zeros(shape, device=device) for name, shape in shapes.items()}
         self.memory |= {name: torch.full((sum(sizes),), -1, device=device) for name in ("episodes", "steps")}
@@ -188,9 +188,10 @@ class Replay:
         return torch.from_numpy(episode.returns(self.transform, self.discount, self.failure_reward))
 
     def end_episode(self, episode: Episode, rows: Tensor) -> None:
-        """Store the returns of a finished online episode with transitions at `rows`."""
+        """Store the returns and next actions of a finished online episode with transitions at `rows`."""
         kept = rows[-self.online.capacity :]  # an episode longer than the ring overwrites its own beginning
-        self.online.fields["returns"][kept] = self.returns(episode)[-len(kept) :].to(self.device)
+        for name, values in (("returns", self.returns(episode)), ("next_actions", episode.next_actions())):
+            self.online.fields[name][kept] = values[-len(kept) :].to(self.device)
 
     def replace_generated(self, batches: Mapping[Source, Transitions]) -> None:
         """Replace all generated rows with `batches`."""

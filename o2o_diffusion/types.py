@@ -61,6 +61,7 @@ class Transitions:
         rewards: [B], raw until `Replay.scaled` applies the run's affine transform.
         terminations: [B], 1 only if the task ended, never at a time limit.
         returns: [B], discounted return-to-go of transformed rewards; -inf if unknown.
+        next_actions: [B, action_dim], the action taken in the next observation; NaN if unknown or none.
         discounts: [B], discount x (1 - termination), multiplies the bootstrapped value; NaN until `Replay.scaled` sets
             it, so that a loss on raw rows is not finite.
         weights: [B], importance weights; every loss multiplies by them.
@@ -75,6 +76,7 @@ class Transitions:
     next_observations: Tensor
     terminations: Tensor
     returns: Tensor
+    next_actions: Tensor
     discounts: Tensor
     weights: Tensor
     regularization: Tensor
@@ -97,6 +99,7 @@ class Transitions:
         size, device = rewards.shape, observations.device
         neutral = {
             "returns": torch.full(size, UNKNOWN_RETURN, device=device),
+            "next_actions": torch.full_like(actions, torch.nan),
             "discounts": torch.full(size, torch.nan, device=device),
             "weights": torch.ones(size, device=device),
             "regularization": torch.ones(size, device=device),
@@ -199,7 +202,7 @@ class Episode:
         return returns.astype(np.float32)
 
     def transitions(self, **known: Any) -> Transitions:
-        """The episode's T transitions; only the last can be a termination."""
+        """The episode's T transitions; only the last can be a termination, and it has no next action."""
         observations = torch.from_numpy(self.observations)
         terminations = torch.zeros(len(self))
         terminations[-1] = float(self.terminated)
@@ -209,8 +212,14 @@ class Episode:
             torch.from_numpy(self.rewards),
             observations[1:],
             terminations,
+            next_actions=self.next_actions(),
             **known,
         )
+
+    def next_actions(self) -> Tensor:
+        """[T, action_dim], the action of the next step; NaN at the last one."""
+        last = np.full_like(self.actions[:1], np.nan)
+        return torch.from_numpy(np.concatenate([self.actions[1:], last]))
 
 
 @dataclass(frozen=True)

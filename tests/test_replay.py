@@ -91,6 +91,17 @@ def test_a_transition_is_the_same_to_the_learner_whether_it_came_from_the_data_o
             assert torch.equal(offline, online), name
 
 
+def test_rows_know_their_next_action_within_the_episode():
+    store, whole = replay(offline=4, online=2), episode(2)
+    store.load([whole, whole])
+    unfinished = whole.transitions().where(next_actions=torch.full((2, SPEC.action_dim), torch.nan))
+    rows = store.online.append(unfinished)
+    assert store.online.all().next_actions.isnan().all()
+    store.end_episode(whole, rows)
+    found = torch.cat([store.offline.all().next_actions, store.online.all().next_actions])
+    assert found[1::2].isnan().all() and torch.equal(found[::2], torch.from_numpy(whole.actions[1:]).expand(3, -1))
+
+
 def test_an_episode_longer_than_the_ring_keeps_the_returns_of_its_last_rows():
     store = replay(online=2)
     rows = torch.cat([store.online.append(row(0.0)) for _ in range(3)])

@@ -64,35 +64,50 @@ class TD3BC(BaseLearner):
         actions = self.target_actor(observations)
         return (actions + noise.clamp(-self.config.noise_clip, self.config.noise_clip)).clamp(-1, 1)
 
+    @torch.no_grad()
+    def target_q(self, batch: Transitions) -> Tensor:
+        """[B], r + discount * min Q'(s', a'), a' the smoothed target action."""
+        next_v = self.target_values(batch.next_observations, self.target_actions(batch.next_observations))
+        return batch.rewards + batch.discounts * next_v
+
     def critic_loss(self, batch: Transitions) -> Tensor:
-        """E[(r + discount * min Q'(s', a') - Q(s, a))^2], a' the smoothed target action, summed over the ensemble."""
-        with torch.no_grad():
-            next_actions = self.target_actions(batch.next_observations)
-            next_v = self.target_values(batch.next_observations, next_actions)
-            target_q = batch.rewards + batch.discounts * next_v
+        """E[(target - Q(s, a))^2], summed over the ensemble."""
+        target_q = self.target_q(batch)
         q = self.critic(batch.observations, batch.actions)  # [..., E, B]
         return (batch.weights * (q - target_q).square()).sum(-2).mean(-1)
 
+    def policy_q(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """[B], the value that the actor maximizes: Q1."""
+        return self.critic(observations, actions)[..., 0, :]
+
+    def q_scale(self, q: Tensor) -> Tensor:
+        """lambda = alpha / mean |Q|, or 1 without cloning."""
+        return self.config.alpha / mean(q.abs()) if self.config.bc else torch.ones_like(q[..., 0])
+
+    def regularizer(self, batch: Transitions, actions: Tensor) -> Tensor:
+        """[B], bc * |pi(s) - a|^2 / A on the rows to clone, `actions` = pi(s)."""
+        cloned = self.cloning_weights(batch) * batch.regularization
+        return self.config.bc * cloned * (actions - batch.actions).square().mean(-1)
+
     def actor_loss(self, batch: Transitions) -> Tensor:
-        """E[-lambda * Q1(s, pi(s)) + bc * |pi(s) - a|^2 / A], lambda = alpha / mean |Q1| (equations 4 and 5)."""
+        """E[-lambda * Q1(s, pi(s)) + regularizer] (equations 4 and 5)."""
         actions = self.actor(batch.observations)
-        q = self.critic(batch.observations, actions)[..., 0, :]
-        if self.config.bc == 0:
-            return -(self.actor_weights(batch) * q).mean(-1)
-        cloning = batch.regularization * (actions - batch.actions).square().mean(-1)
-        scale = self.config.alpha / mean(q.abs())
-        improvement = self.actor_weights(batch) * scale[..., None] * q
-        return (self.cloning_weights(batch) * self.config.bc * cloning - improvement).mean(-1)
+        q = self.policy_q(batch.observations, actions)
+        improvement = self.actor_weights(batch) * self.q_scale(q)[..., None] * q
+        return (self.regularizer(batch, actions) - improvement).mean(-1)
 
     def update(self, batch: Transitions) -> Metrics:
         """Update the critics and, every `actor_interval` updates, the actor and the targets."""
         self.num_updates += 1
         metrics = {"critic_loss": self.critic_optimizer.step(self.critic_loss(batch))}
-        if self.num_updates % self.config.actor_interval == 0:
-            metrics["actor_loss"] = self.actor_optimizer.step(self.actor_loss(batch))
-            polyak_update(self.target_critic, self.critic, self.config.tau)
-            polyak_update(self.target_actor, self.actor, self.config.tau)
-        return metrics
+        return metrics | (self.update_actor(batch) if self.num_updates % self.config.actor_interval == 0 else {})
+
+    def update_actor(self, batch: Transitions) -> Metrics:
+        """Take one actor step, then update the targets of critics and actor."""
+        actor_loss = self.actor_optimizer.step(self.actor_loss(batch))
+        polyak_update(self.target_critic, self.critic, self.config.tau)
+        polyak_update(self.target_actor, self.actor, self.config.tau)
+        return {"actor_loss": actor_loss}
 
     def policy(self, observations: Tensor) -> Deterministic:
         """The actor's actions, with the standard deviation of the exploration noise."""
