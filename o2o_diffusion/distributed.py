@@ -109,6 +109,11 @@ class ShardedRng:
         uniform = self._draw(functools.partial(torch.rand, dtype=torch.float64), batch_size, *shape)
         return (uniform * high).long()
 
+    def members(self, size: int, high: int, *, replacement: bool = False) -> Tensor:
+        """Draw [size] integers in [0, high), the same on every process; all different without `replacement`."""
+        options = {"generator": self.generator, "device": self.device}
+        return torch.randint(high, (size,), **options) if replacement else torch.randperm(high, **options)[:size]
+
     def _draw(self, function: Callable[..., Tensor], batch_size: int, *shape: int) -> Tensor:
         size = batch_size * num_processes() if self.shared else batch_size
         numbers = function(size, *shape, generator=self.generator, device=self.device)

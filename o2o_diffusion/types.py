@@ -123,6 +123,12 @@ class Transitions:
         """Apply `function` to every field."""
         return Transitions(**{field.name: function(getattr(self, field.name)) for field in fields(self)})
 
+    def chunk(self, count: int) -> list[Transitions]:
+        """Split into `count` consecutive parts of equal size, the batch being the last axis of the rewards."""
+        axis = self.rewards.ndim - 1
+        size = self.rewards.shape[axis] // count
+        return [self.map(lambda field, n=number: field.narrow(axis, n * size, size)) for number in range(count)]
+
     def where(self, **changes: Tensor) -> Transitions:
         """Return a copy with some fields replaced."""
         return replace(self, **changes)

@@ -45,7 +45,7 @@ class DenoiserTraining(Stateful):
 
     def step(self, loss: Tensor, average: nn.Module) -> Tensor:
         """Take one step of `network` on `loss`, update `average` periodically, and return the detached loss."""
-        self.optimizer.set_learning_rate(cosine_learning_rate(self.learning_rate, self.num_done, self.num_steps))
+        self.optimizer.learning_rate = cosine_learning_rate(self.learning_rate, self.num_done, self.num_steps)
         loss = self.optimizer.step(loss)
         self.num_done += 1
         if self.num_done % self.average_interval == 0:

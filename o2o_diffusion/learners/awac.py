@@ -54,7 +54,7 @@ class AWAC(BaseLearner):
             next_v = self.target_values(batch.next_observations, self.sample(batch.next_observations))
             target_q = batch.rewards + batch.discounts * next_v
         q = self.critic(batch.observations, batch.actions)  # [..., E, B]
-        return (batch.weights * (q - target_q).square()).sum(-2).mean(-1)
+        return (batch.weights * (q - target_q.unsqueeze(-2)).square().sum(-2)).mean(-1)
 
     @torch.no_grad()
     def advantage_weights(self, batch: Transitions) -> Tensor:

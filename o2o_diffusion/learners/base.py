@@ -97,13 +97,11 @@ class BaseLearner(Stateful, ABC):
         return self.target_critic(observations, actions, self.draw_members(self.config.subset_size)).amin(-2)
 
     def draw_members(self, size: int | None) -> Tensor | None:
-        """[size] indices of random critics, the same on every process; None means all critics."""
-        c, options = self.config, {"generator": self.rng.generator, "device": self.rng.device}
+        """[..., size] indices of random critics, the same on every process; None means all critics."""
+        c = self.config
         if size is None or (size >= c.ensemble_size and not c.subset_replacement):
             return None
-        if c.subset_replacement:
-            return torch.randint(c.ensemble_size, (size,), **options)
-        return torch.randperm(c.ensemble_size, **options)[:size]
+        return self.rng.members(size, c.ensemble_size, replacement=c.subset_replacement)
 
     def cloning_weights(self, batch: Transitions) -> Tensor:
         """[B], weights in a term that clones actions: real rows only, unless `clone_generated`."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from o2o_diffusion.learners.sac import SAC
 from o2o_diffusion.networks.actors import TanhGaussian, TanhGaussianActor, Temperature
-from o2o_diffusion.networks.critics import Critic
+from o2o_diffusion.networks.critics import Critic, select
 from o2o_diffusion.optimization import Optimizer, polyak_update
 from o2o_diffusion.types import Metrics, Transitions
 
@@ -120,7 +120,7 @@ class CQL(SAC):
         members = self.draw_members(c.penalty_critics)
         q = self.critic(batch.observations, batch.actions)
         proposed_q = self.calibrate(self.critic(batch.observations, actions, members), batch.returns)
-        data_q = q if members is None else q[..., members, :]
+        data_q = q if members is None else select(q, members)
         difference = self.soft_maximum(proposed_q, log_density, data_q) - data_q
         return q, difference.clamp(c.min_difference, c.max_difference)
 
@@ -129,8 +129,8 @@ class CQL(SAC):
         target_q = self.target_q(batch)
         q, difference = self.differences(batch)
         excess = difference - (self.config.gap or 0.0)
-        penalty = (batch.weights * batch.regularization * excess).mean((-2, -1))
-        td_loss = (batch.weights * (q - target_q).square()).sum(-2).mean(-1)
+        penalty = ((batch.weights * batch.regularization).unsqueeze(-2) * excess).mean((-2, -1))
+        td_loss = (batch.weights * (q - target_q.unsqueeze(-2)).square().sum(-2)).mean(-1)
         return td_loss + q.shape[-2] * self.penalty_weight() * penalty, penalty.detach()
 
     def multiplier_loss(self, penalty: Tensor) -> Tensor:

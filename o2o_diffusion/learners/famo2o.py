@@ -89,11 +89,13 @@ class FamO2O(Family, IQL):
         x, log_prob = self.balance(batch.observations).sample_with_log_prob(self.rng)
         actions = self.actor(batch.observations, encode(self.scale(x))).sample(self.rng)
         q = self.target_values(batch.observations, actions)
-        return (self.actor_weights(batch) * (self.temperature().detach() * log_prob - q)).mean(-1), log_prob.detach()
+        return (self.actor_weights(batch) * (self.temperature().detach()[..., None] * log_prob - q)).mean(
+            -1
+        ), log_prob.detach()
 
     def temperature_loss(self, batch: Transitions, log_prob: Tensor) -> Tensor:
         """E[temperature * (entropy - target entropy)]."""
-        return (self.actor_weights(batch) * self.temperature() * (-log_prob - TARGET_ENTROPY)).mean(-1)
+        return (self.actor_weights(batch) * self.temperature()[..., None] * (-log_prob - TARGET_ENTROPY)).mean(-1)
 
     def actor_loss(self, batch: Transitions, q: Tensor) -> Tensor:
         """-E[min(exp(beta * A(s, a)), 100) log pi(a|s, e(beta))]."""

@@ -65,7 +65,9 @@ class FamO2OCQL(Family, CQL):
         """E[temperature * log pi(a|s, e(beta)) - beta * min Q(s, a)], and the detached log pi [B]."""
         actions, log_prob = self.training_policy(batch).sample_with_log_prob(self.rng)
         q = self.critic(batch.observations, actions).amin(-2)
-        loss = (self.actor_weights(batch) * (self.temperature().detach() * log_prob - self.beta * q)).mean(-1)
+        loss = (self.actor_weights(batch) * (self.temperature().detach()[..., None] * log_prob - self.beta * q)).mean(
+            -1
+        )
         return loss, log_prob.detach()
 
     def training_policy(self, batch: Transitions) -> TanhGaussian:

@@ -81,7 +81,7 @@ class IQL(BaseLearner):
         with torch.no_grad():
             target_q = batch.rewards + batch.discounts * self.value(batch.next_observations)
         q = self.critic(batch.observations, batch.actions)  # [..., E, B]
-        return (batch.weights * (q - target_q).square()).sum(-2).mean(-1)
+        return (batch.weights * (q - target_q.unsqueeze(-2)).square().sum(-2)).mean(-1)
 
     @torch.no_grad()
     def target_q(self, batch: Transitions) -> Tensor:

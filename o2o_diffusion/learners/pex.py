@@ -35,7 +35,7 @@ class BatchStd(nn.Module):
     @torch.no_grad()
     def measure(self, values: Tensor) -> None:
         """Store the standard deviation of `values` [B], floored to keep divisions by it finite."""
-        self.std.copy_(mean((values - mean(values)).square()).sqrt().clamp(min=1e-6))
+        self.std.copy_(mean((values - mean(values)[..., None]).square()).sqrt().clamp(min=1e-6))
 
 
 class PEX(IQL):
@@ -89,7 +89,7 @@ class PEX(IQL):
         for network in (self.actor, self.acting_actor):
             network.load_state_dict(begin.state_dict())
         for optimizer in (self.actor_optimizer, self.value_optimizer, self.critic_optimizer):
-            optimizer.adam.state.clear()
+            optimizer.reset()
         self.offline_updates, self.num_updates = self.num_updates, 0
 
     def fresh_actor(self) -> nn.Module:
@@ -108,7 +108,7 @@ class PEX(IQL):
     def preference(self, observations: Tensor, offline: Tensor, online: Tensor) -> Tensor:
         """[B], kappa * (min Q(s, online) - min Q(s, offline)): the logit of choosing the online proposal."""
         advantage = self.values(observations, online) - self.values(observations, offline)
-        return self.config.kappa / self.q_std.std * advantage
+        return self.config.kappa / self.q_std.std[..., None] * advantage
 
     @torch.no_grad()
     def composite(self, observations: Tensor, online: Tensor, draws: Tensor | float) -> Tensor:

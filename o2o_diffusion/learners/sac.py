@@ -68,7 +68,7 @@ class SAC(BaseLearner):
         """E[(target - Q(s, a))^2], summed over the ensemble."""
         target_q = self.target_q(batch)
         q = self.critic(batch.observations, batch.actions)  # [..., E, B]
-        return (batch.weights * (q - target_q).square()).sum(-2).mean(-1)
+        return (batch.weights * (q - target_q.unsqueeze(-2)).square().sum(-2)).mean(-1)
 
     @torch.no_grad()
     def target_q(self, batch: Transitions) -> Tensor:
@@ -78,7 +78,7 @@ class SAC(BaseLearner):
         next_actions, log_prob = policy.sample_with_log_prob(self.rng)  # [..., B, N, A], [..., B, N]
         next_q = self.target_critic(batch.next_observations, next_actions, self.draw_members(c.subset_size)).amin(-3)
         if c.entropy_backup:
-            next_q = next_q - self.temperature() * log_prob
+            next_q = next_q - self.temperature()[..., None, None] * log_prob
         return batch.rewards + batch.discounts * next_q.amax(-1)
 
     def actor_loss(self, batch: Transitions) -> tuple[Tensor, Tensor]:
@@ -86,13 +86,13 @@ class SAC(BaseLearner):
         actions, log_prob = self.policy(batch.observations).sample_with_log_prob(self.rng)
         q = self.critic(batch.observations, actions)
         q = q.mean(-2) if self.config.mean_q else q.amin(-2)
-        loss = (self.actor_weights(batch) * (self.temperature().detach() * log_prob - q)).mean(-1)
+        loss = (self.actor_weights(batch) * (self.temperature().detach()[..., None] * log_prob - q)).mean(-1)
         return loss, log_prob.detach()
 
     def temperature_loss(self, batch: Transitions, log_prob: Tensor) -> Tensor:
         """E[temperature * (entropy - target entropy)]."""
         target_entropy = self.config.target_entropy * self.spec.action_dim
-        return (self.actor_weights(batch) * self.temperature() * (-log_prob - target_entropy)).mean(-1)
+        return (self.actor_weights(batch) * self.temperature()[..., None] * (-log_prob - target_entropy)).mean(-1)
 
     def update(self, batch: Transitions) -> Metrics:
         """Update critics and targets and, every `actor_interval` updates, actor and temperature."""

@@ -74,7 +74,7 @@ class TD3BC(BaseLearner):
         """E[(target - Q(s, a))^2], summed over the ensemble."""
         target_q = self.target_q(batch)
         q = self.critic(batch.observations, batch.actions)  # [..., E, B]
-        return (batch.weights * (q - target_q).square()).sum(-2).mean(-1)
+        return (batch.weights * (q - target_q.unsqueeze(-2)).square().sum(-2)).mean(-1)
 
     def policy_q(self, observations: Tensor, actions: Tensor) -> Tensor:
         """[B], the value that the actor maximizes: Q1."""

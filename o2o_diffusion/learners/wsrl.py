@@ -64,9 +64,9 @@ class WSRL(CQL):
         if not self.phase.is_online:
             return super().update(batch)
         self.num_updates += 1
-        size, metrics = len(batch) // self.config.critic_steps, {}
-        for step in range(self.config.critic_steps):
-            metrics = self.update_critic(batch[size * step : size * (step + 1)])
+        metrics = {}
+        for part in batch.chunk(self.config.critic_steps):
+            metrics = self.update_critic(part)
         return metrics | self.update_actor(batch)
 
     @property

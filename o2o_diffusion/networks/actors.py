@@ -23,7 +23,7 @@ MAX_ACTION = 1 - 1e-5  # atanh is still accurate here in float32; larger actions
 
 @dataclass(frozen=True)
 class Gaussian:
-    """N(mean, diag exp(log_std)^2): mean [B, A]; log_std [B, A] or [A]."""
+    """N(mean, diag exp(log_std)^2): mean [..., B, A]; log_std [..., B, A] or [..., 1, A]."""
 
     mean: Tensor
     log_std: Tensor
@@ -66,8 +66,7 @@ class TanhGaussian:
     def repeat(self, count: int) -> "TanhGaussian":
         """`count` copies of each row's distribution, with samples [..., B, count, A]."""
         mean, log_std = self.base.mean, self.base.log_std
-        log_std = log_std if log_std.ndim == 1 else rearrange(log_std, "... a -> ... 1 a")
-        return TanhGaussian(Gaussian(repeat(mean, "... a -> ... n a", n=count), log_std))
+        return TanhGaussian(Gaussian(repeat(mean, "... a -> ... n a", n=count), rearrange(log_std, "... a -> ... 1 a")))
 
     def sample(self, rng: ShardedRng) -> Tensor:
         """[B, A] in [-1, 1], differentiable in the parameters."""
@@ -117,7 +116,7 @@ class GaussianActor(nn.Module):
         x = self.normalizer(observations)
         if context is not None:
             x = torch.cat([x, context], dim=-1)
-        return Gaussian(self.mlp(x, rng).tanh(), self.log_std.clamp(*self.log_std_range))
+        return Gaussian(self.mlp(x, rng).tanh(), self.log_std.clamp(*self.log_std_range).unsqueeze(-2))
 
 
 class TanhGaussianActor(nn.Module):
@@ -156,9 +155,10 @@ class TanhGaussianActor(nn.Module):
         if context is not None:
             x = torch.cat([x, context], dim=-1)
         outputs = self.mlp(x)
-        mean, log_std = outputs.chunk(2, dim=-1) if self.log_std is None else (outputs, self.log_std)
+        mean, log_std = outputs.chunk(2, dim=-1) if self.log_std is None else (outputs, self.log_std.unsqueeze(-2))
         if self.affine is not None:
-            log_std = self.affine[0] * log_std + self.affine[1]
+            scale, shift = self.affine[..., None, None].unbind(-3)
+            log_std = scale * log_std + shift
         return TanhGaussian(Gaussian(mean, log_std.clamp(*self.log_std_range)))
 
 

@@ -30,19 +30,22 @@ class Critic(nn.Module):
         self.mlp = MLP(inputs, hidden, 1, ensemble_size=ensemble_size, layer_norm=layer_norm, output_gain=output_gain)
 
     def forward(self, observations: Tensor, actions: Tensor, members: Tensor | None = None) -> Tensor:
-        """[B, observation_dim], [B, action_dim] -> q [E, B]; with N actions per row, [B, N, action_dim] -> [E, B, N].
+        """[..., B, observation_dim], [..., B, action_dim] -> q [..., E, B].
 
-        If given, only `members` ([M] int64) of the ensemble are evaluated.
+        With N actions per row, [..., B, N, action_dim] -> [..., E, B, N]. If given, only `members` ([..., M] int64) of
+        the ensemble are evaluated.
         """
+        stacked = observations.ndim - 2  # axes of seeds
         x = self.normalizer(observations)
         if actions.ndim > observations.ndim:
-            x = repeat(x, "b d -> b n d", n=actions.shape[1])
-        x = torch.cat([x, actions], dim=-1).flatten(0, -2)
+            x = repeat(x, "... d -> ... n d", n=actions.shape[-2])
+        x = torch.cat([x, actions], dim=-1).flatten(stacked, -2)
         if members is None:
             q = self.mlp(x)
-        else:  # the first axis of every parameter is the ensemble
-            q = functional_call(self.mlp, {name: w[members] for name, w in self.mlp.named_parameters()}, x)
-        return q.squeeze(-1).unflatten(1, actions.shape[:-1])
+        else:  # the axis of the ensemble in every parameter is the first after the seeds'
+            chosen = {name: select(weight, members) for name, weight in self.mlp.named_parameters()}
+            q = functional_call(self.mlp, chosen, x)
+        return q.squeeze(-1).unflatten(-1, actions.shape[stacked:-1])
 
 
 class Value(nn.Module):
@@ -54,5 +57,12 @@ class Value(nn.Module):
         self.mlp = MLP(observation_dim, hidden, 1)
 
     def forward(self, observations: Tensor) -> Tensor:
-        """[B, observation_dim] -> v [B]."""
+        """[..., B, observation_dim] -> v [..., B]."""
         return self.mlp(self.normalizer(observations)).squeeze(-1)
+
+
+def select(values: Tensor, members: Tensor) -> Tensor:
+    """The `members` [M] of `values` [E, ...], or for K seeds, [K, M] of [K, E, ...]."""
+    if members.ndim == 1:
+        return values[members]
+    return values[torch.arange(len(members), device=members.device)[:, None], members]

@@ -1,4 +1,7 @@
-"""Multilayer perceptrons, single or as an ensemble with one batched product per layer."""
+"""Multilayer perceptrons, single or as an ensemble with one batched product per layer.
+
+Every parameter may have a leading axis of K stacked seeds; inputs then have it as well.
+"""
 
 import math
 from collections.abc import Sequence
@@ -12,8 +15,28 @@ from o2o_diffusion.distributed import ShardedRng
 RELU_GAIN = math.sqrt(2)
 
 
+class Linear(nn.Linear):
+    """An affine map: weight [..., out, in], bias [..., out]."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., B, in] -> [..., B, out]."""
+        if self.weight.ndim == 2:
+            return super().forward(input)
+        return torch.baddbmm(self.bias.unsqueeze(-2), input, self.weight.mT)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalization: weight and bias [..., dim]."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., B, dim] -> [..., B, dim]."""
+        if self.weight.ndim == 1:
+            return super().forward(input)
+        return torch.addcmul(self.bias.unsqueeze(-2), F.layer_norm(input, input.shape[-1:]), self.weight.unsqueeze(-2))
+
+
 class EnsembleLinear(nn.Module):
-    """E parallel affine maps: weight [E, in, out], bias [E, 1, out]."""
+    """E parallel affine maps: weight [..., E, in, out], bias [..., E, 1, out]."""
 
     def __init__(self, ensemble_size: int, in_features: int, out_features: int):
         super().__init__()
@@ -21,8 +44,10 @@ class EnsembleLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(ensemble_size, 1, out_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, in] (the same for every member) or [E, B, in] -> [E, B, out]."""
-        return torch.baddbmm(self.bias, x.expand(len(self.weight), -1, -1), self.weight)
+        """[..., 1, B, in] (the same for every member) or [..., E, B, in] -> [..., E, B, out]."""
+        members = self.weight.shape[:-2]
+        x = x.expand(*members, -1, -1).flatten(0, -3)
+        return torch.baddbmm(self.bias.flatten(0, -3), x, self.weight.flatten(0, -3)).unflatten(0, members)
 
 
 class EnsembleLayerNorm(nn.Module):
@@ -34,15 +59,15 @@ class EnsembleLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(ensemble_size, 1, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[E, B, dim] -> [E, B, dim]."""
+        """[..., E, B, dim] -> [..., E, B, dim]."""
         return torch.addcmul(self.bias, F.layer_norm(x, x.shape[-1:]), self.weight)
 
 
 class MLP(nn.Module):
     """ReLU network with orthogonal weights (gain sqrt 2 on every layer, as in IQL's code) and zero biases.
 
-    [B, input_dim] -> [B, output_dim], or [E, B, output_dim] if `ensemble_size` is given. Layer normalization follows
-    hidden layers only, never the input: normalizing raw actions is unstable.
+    [..., B, input_dim] -> [..., B, output_dim], or [..., E, B, output_dim] if `ensemble_size` is given. Layer
+    normalization follows hidden layers only, never the input: normalizing raw actions is unstable.
     """
 
     def __init__(
@@ -64,15 +89,16 @@ class MLP(nn.Module):
             for fan_in, fan_out, gain in zip(widths[:-1], widths[1:], gains, strict=True)
         )
         self.norms = nn.ModuleList(norm(width, ensemble_size) if layer_norm else nn.Identity() for width in hidden)
-        self.dropout = dropout
+        self.ensemble_size, self.dropout = ensemble_size, dropout
 
     def forward(self, x: Tensor, rng: ShardedRng | None = None) -> Tensor:
         """Apply dropout only if `rng` is given, so never in acting or evaluation."""
         *hidden, output = self.layers
+        x = x if self.ensemble_size is None else x.unsqueeze(-3)  # one input for all members
         for layer, norm in zip(hidden, self.norms, strict=True):
             x = F.relu(norm(layer(x)))
             if self.dropout and rng is not None:
-                kept = rng.uniform(len(x), *x.shape[1:]) >= self.dropout
+                kept = rng.uniform(*x.shape) >= self.dropout
                 x = x * kept / (1 - self.dropout)
         with torch.autocast(x.device.type, enabled=False):  # bf16 would round values near 200 to integers
             return output(x.float())
@@ -80,12 +106,12 @@ class MLP(nn.Module):
 
 def linear(fan_in: int, fan_out: int, ensemble_size: int | None) -> nn.Module:
     """One affine map or an ensemble of them."""
-    return nn.Linear(fan_in, fan_out) if ensemble_size is None else EnsembleLinear(ensemble_size, fan_in, fan_out)
+    return Linear(fan_in, fan_out) if ensemble_size is None else EnsembleLinear(ensemble_size, fan_in, fan_out)
 
 
 def norm(width: int, ensemble_size: int | None) -> nn.Module:
     """Layer normalization for one network or an ensemble."""
-    return nn.LayerNorm(width) if ensemble_size is None else EnsembleLayerNorm(ensemble_size, width)
+    return LayerNorm(width) if ensemble_size is None else EnsembleLayerNorm(ensemble_size, width)
 
 
 def orthogonal(layer: nn.Module, gain: float) -> nn.Module:

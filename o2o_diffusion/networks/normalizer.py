@@ -25,5 +25,5 @@ class Normalizer(nn.Module):
         self.std.copy_(rows.std(0, correction=0).clamp(min=min_std))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., dim] -> [..., dim]."""
-        return (x - self.mean) / self.std
+        """[..., B, dim] -> [..., B, dim]."""
+        return (x - self.mean.unsqueeze(-2)) / self.std.unsqueeze(-2)

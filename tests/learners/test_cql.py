@@ -132,7 +132,7 @@ def test_equal_critics_are_penalized_alike_however_many_are_drawn():
 def test_networks_and_rates_are_the_authors():
     cql = learner()
     optimizers = (cql.actor_optimizer, cql.temperature_optimizer, cql.critic_optimizer, cql.multiplier_optimizer)
-    assert [o.adam.param_groups[0]["lr"] for o in optimizers] == [1e-4, 1e-4, 3e-4, 3e-4]
+    assert [o.learning_rate for o in optimizers] == [1e-4, 1e-4, 3e-4, 3e-4]
     torch.testing.assert_close(cql.critic.mlp.layers[-1].weight.norm(dim=1), torch.full((2, 1), 0.01))
     output = cql.actor.mlp.layers[-1].weight
     torch.testing.assert_close(output @ output.T, 1e-4 * torch.eye(4), atol=1e-8, rtol=0)

@@ -108,7 +108,7 @@ def test_the_balance_policy_steps_at_every_update_and_updates_come_in_blocks():
 def test_the_family_spans_caution_and_greed():
     # the data know the actions +-0.5, of which +0.5 pays 1: at a large beta, Q outweighs entropy
     family = learner(learning_rate=3e-3, conservatism=0.1, inverse_temperature=2.5, spread=2.4, tau=0.02)
-    family.temperature_optimizer.set_learning_rate(0.0)
+    family.temperature_optimizer.learning_rate = 0.0
     g, states = torch.Generator().manual_seed(0), torch.zeros(64, 3)
     for _ in range(300):
         good = torch.rand(64, generator=g) < 0.5

@@ -54,7 +54,7 @@ def test_rates_never_change():
     iql, b = learner(), make_batch()
     for _ in range(3):
         iql.update(b)
-    assert iql.actor_optimizer.adam.param_groups[0]["lr"] == 3e-4
+    assert iql.actor_optimizer.learning_rate == 3e-4
 
 
 def test_learns_the_better_action_of_a_bandit():

@@ -106,7 +106,7 @@ def test_policy_and_critics_have_layer_normalization():
     wsrl = learner(state_dependent_std=False)
     assert all(isinstance(norm, torch.nn.LayerNorm) for norm in wsrl.actor.mlp.norms)
     assert [tuple(norm.weight.shape) for norm in wsrl.critic.mlp.norms] == [(10, 1, 32)] * 2
-    assert wsrl.policy(torch.randn(4, 3)).base.log_std.shape == (2,)
+    assert wsrl.policy(torch.randn(4, 3)).base.log_std.shape == (1, 2)
 
 
 def test_the_penaltys_multiplier_is_a_softplus_that_begins_at_one():

@@ -48,13 +48,13 @@ def test_iql_actor_bounds_its_mean_and_clamps_its_spread():
     actor = GaussianActor(3, 2, (16,))
     actor.log_std.data = torch.tensor([-9.0, 9.0])
     policy = actor(100 * torch.randn(4, 3))
-    assert policy.mode.abs().max() <= 1 and policy.log_std.tolist() == [-5, 2]
+    assert policy.mode.abs().max() <= 1 and policy.log_std.tolist() == [[-5, 2]]
 
 
 def test_spread_depends_on_the_state_for_sac_only():
     states = torch.randn(4, 3)
     assert TanhGaussianActor(3, 2, (16,))(states).base.log_std.std(0).min() > 0
-    assert TanhGaussianActor(3, 2, (16,), state_dependent_std=False)(states).base.log_std.shape == (2,)
+    assert TanhGaussianActor(3, 2, (16,), state_dependent_std=False)(states).base.log_std.shape == (1, 2)
 
 
 def test_dropout_needs_an_rng_and_keeps_the_mean():

@@ -2,7 +2,7 @@ import torch
 import torch.nn.functional as F
 
 from o2o_diffusion.networks.critics import Critic, Value
-from o2o_diffusion.networks.mlp import MLP
+from o2o_diffusion.networks.mlp import MLP, EnsembleLinear, orthogonal
 from o2o_diffusion.networks.normalizer import Normalizer
 
 
@@ -19,8 +19,8 @@ def test_ensemble_equals_its_members_one_by_one():
 
 
 def test_ensemble_takes_an_input_for_each_member():
-    mlp, x = MLP(4, (8,), 1, ensemble_size=3), torch.randn(5, 4)
-    torch.testing.assert_close(mlp(x), mlp(x.repeat(3, 1, 1)))
+    layer, x = orthogonal(EnsembleLinear(3, 4, 2), 1.0), torch.randn(5, 4)
+    torch.testing.assert_close(layer(x[None]), layer(x.repeat(3, 1, 1)))
 
 
 def test_members_start_apart_with_orthogonal_weights():
