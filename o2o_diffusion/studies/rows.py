@@ -44,8 +44,8 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 
 def find_row(rows: Sequence[dict[str, Any]], cell: Cell, processor: str) -> dict[str, Any] | None:
     """The row of a cell with today's numbers, made on one kind of processor."""
-    wanted = (cell.key, NUMBERS, processor)
-    return next((row for row in rows if (row["key"], row["numbers"], row["processor"]) == wanted), None)
+    wanted = (cell.key, cell.seed, NUMBERS, processor)
+    return next((row for row in rows if (row["key"], row["seed"], row["numbers"], row["processor"]) == wanted), None)
 
 
 def is_old(row: dict[str, Any]) -> bool:

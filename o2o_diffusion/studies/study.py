@@ -16,15 +16,20 @@ from o2o_diffusion.settings import CONFIGS, compose, find
 from o2o_diffusion.training.folders import GROUPS
 from o2o_diffusion.training.loop import Loop
 
-BOOKKEEPING = ("output", "pretrained", "threads", "logger", "log_interval", "checkpoint_interval", "keep_checkpoints")
-"""Settings that don't change a run's results."""
+BOOKKEEPING = (
+    "seed", "output", "pretrained", "threads", "logger", "log_interval", "checkpoint_interval", "keep_checkpoints",
+)  # fmt: skip
+"""Settings that don't change a run's results, and the seed."""
 DATA = "<data>"
 """Stands for the folder of the datasets in a study's settings, so that results don't depend on where it is."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: its value on every axis, its seed, and its settings as the command line takes them."""
+    """One run: its value on every axis, its seed, and its settings as the command line takes them.
+
+    `key` is the same for all seeds.
+    """
 
     values: Mapping[str, str]
     seed: int
@@ -83,12 +88,20 @@ class Study:
 
     def cells(self, seeds: int | None = None) -> Iterator[Cell]:
         """All cells of seed 0, then all of seed 1, and so on; in the order of the axes' values."""
-        axes = self.config.axes
+        settings = self.settings()
+        keys = {values: key_of(own) for values, own in settings.items()}
         for seed in range(seeds or self.config.seeds):
-            for names in itertools.product(*axes.values()):
-                own = [axes[axis][name] for axis, name in zip(axes, names, strict=True)]
-                settings = tuple(flat([self.config.settings, *own, f"seed={seed}"]))
-                yield Cell(dict(zip(axes, names, strict=True)), seed, settings, key_of(settings))
+            for values, own in settings.items():
+                named = dict(zip(self.config.axes, values, strict=True))
+                yield Cell(named, seed, (*own, f"seed={seed}"), keys[values])
+
+    def settings(self) -> dict[tuple[str, ...], tuple[str, ...]]:
+        """Settings of every combination of the axes' values, without a seed."""
+        axes, common = self.config.axes, self.config.settings
+        return {
+            values: tuple(flat([common, *(axes[axis][value] for axis, value in zip(axes, values, strict=True))]))
+            for values in itertools.product(*axes.values())
+        }
 
 
 def flat(settings: Any) -> Iterator[str]:

@@ -29,10 +29,11 @@ class FakeRun:
 
     def __init__(self, arguments: list[str], log: Path, code: int = 0):
         self.code, self.folder = code, Path(arguments[-1].partition("=")[2])
+        seed = int(str(self.folder).split("_")[-3])
         if code == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "metrics.jsonl").write_text('{"kind": "evaluation", "env_steps": 0, "score": 1.0}\n')
-            summary = {"numbers": NUMBERS, "processor": processor(), "area_under_curve": 1.0, "seed": 0}
+            summary = {"numbers": NUMBERS, "processor": processor(), "area_under_curve": 1.0, "seed": seed}
             (self.folder / "summary.json").write_text(json.dumps(summary))
 
     def poll(self) -> int:
@@ -78,7 +79,9 @@ def test_equal_settings_have_equal_keys_and_others_have_others():
     settings = ("task=halfcheetah-scratch", "learner=sac")
     assert key_of((*settings, "logger.progress=false", "output=x")) == key_of(settings)
     assert key_of((*settings, "learner.tau=0.005")) == key_of(settings)  # the default
-    assert len({key_of(settings), key_of((*settings, "seed=1")), key_of((*settings, "learner.tau=0.01"))}) == 3
+    assert key_of((*settings, "seed=1")) == key_of(settings)
+    others = "learner.tau=0.01", "learner=td3", "online_steps=2000"
+    assert len({key_of((*settings, other)) for other in ("seed=0", *others)}) == 4
 
 
 def test_finished_cells_are_not_run_again_though_their_folders_are_gone(study, places):
