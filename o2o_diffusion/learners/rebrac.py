@@ -78,7 +78,7 @@ class ReBRAC(Scheduled, TD3BC):
         super().begin_phase(phase, replay)
         if phase.is_online:
             for optimizer in (self.actor_optimizer, self.critic_optimizer):
-                optimizer.set_learning_rate(self.config.online_learning_rate)
+                optimizer.learning_rate = self.config.online_learning_rate
 
     def phases(self, budget: Budget) -> tuple[Phase, ...]:
         """The default phases, online with their own batch size."""
