@@ -230,12 +230,13 @@ class Episode:
 
 @dataclass(frozen=True)
 class EnvironmentSpec:
-    """Arguments for creating an environment: id, keyword arguments, step limit, and observation fields for agents."""
+    """Arguments for creating an environment: id, keyword arguments, step limit, observation fields, and physics."""
 
     id: Annotated[str, "id in Gymnasium's registry"]
     kwargs: Annotated[dict[str, Any], "keyword arguments of the environment"] = field(default_factory=dict)
     max_episode_steps: Annotated[int | None, "steps until an episode is truncated; null: the registered limit"] = None
     observation_keys: Annotated[tuple[str, ...], "fields of dict observations to flatten, in order"] = ()
+    physics: Annotated[dict[str, float], "factors of the MuJoCo model's physics"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

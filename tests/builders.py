@@ -5,6 +5,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import gymnasium as gym
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
@@ -114,6 +115,21 @@ def refresh(
     total = generator.next_refresh(replay).updates
     generator.begin_refresh(replay, agent)
     return [generator.update(replay, agent) for _ in range(total if num_updates is None else num_updates)]
+
+
+def play(environment: gym.Env, steps: int) -> Transitions:
+    """Transitions of random actions."""
+    observation, _ = environment.reset(seed=0)
+    environment.action_space.seed(0)
+    rows = []
+    for _ in range(steps):
+        action = environment.action_space.sample()
+        following, reward, terminated, *_ = environment.step(action)
+        rows.append(
+            [torch.as_tensor(x, dtype=torch.float32) for x in (observation, action, reward, following, terminated)]
+        )
+        observation = environment.reset()[0] if terminated else following
+    return Transitions.create(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
 
 def names(group: str) -> list[Path]:

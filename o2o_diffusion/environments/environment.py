@@ -13,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 
 from o2o_diffusion.data.spaces import ActionBounds, flatten, observation_dim
+from o2o_diffusion.environments.physics import change_physics
 from o2o_diffusion.errors import InputError, nearest
 from o2o_diffusion.types import EnvironmentSpec
 
@@ -57,9 +58,13 @@ def make_raw_environment(spec: EnvironmentSpec) -> gym.Env:
     kwargs: Mapping[str, Any] = {key: value for key, value in spec.kwargs.items() if key != "render_mode"}
     try:
         with quiet():
-            return gym.make(spec.id, max_episode_steps=spec.max_episode_steps, disable_env_checker=True, **kwargs)
+            options = {"max_episode_steps": spec.max_episode_steps, "disable_env_checker": True}
+            environment = gym.make(spec.id, **options, **kwargs)
     except Exception as error:  # environments raise many kinds of exceptions, all caused by user settings
         raise InputError(f"environment {spec.id} with {dict(kwargs)} cannot be created: {error}") from error
+    if spec.physics:
+        change_physics(environment, spec.physics)
+    return environment
 
 
 def check_registered(environment_id: str) -> None:

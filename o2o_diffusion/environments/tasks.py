@@ -1,7 +1,7 @@
 """A task: a dataset with its environment, reference scores, and the run's reward transform."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ from o2o_diffusion.data.datasets import Dataset, load_dataset
 from o2o_diffusion.data.local import local_ids
 from o2o_diffusion.data.scores import reference_scores
 from o2o_diffusion.environments.environment import AgentEnvironment, make_environment
+from o2o_diffusion.environments.physics import Physics, show_physics
 from o2o_diffusion.environments.recording import Recording, record
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.replay import Replay
@@ -34,6 +35,9 @@ class Task:
         dataset: Annotated[str | None, "Minari id, Minari folder, D4RL .hdf5, or .npz; null: start from scratch"] = None
         environment: Annotated[str | None, "Gymnasium id; null: the dataset's own"] = None
         max_episode_steps: Annotated[int | None, "time limit; null: the dataset's own", Ge(1)] = None
+        physics: Annotated[Physics, "physics of the environment, relative to the data's"] = field(
+            default_factory=Physics
+        )
         episodes: Annotated[int | None, "episodes of the dataset to use, spread over all of it; null: all", Ge(1)] = (
             None
         )
@@ -72,7 +76,7 @@ class Task:
         self.dataset = dataset or _nothing(environment)
         check_environment(self.dataset, environment)
         environment.close()
-        data_environment = self.dataset.environment or self.environment
+        data_environment = self.dataset.environment or replace(self.environment, physics={})
         self.spec = replace(self.dataset.spec, environment=self.environment, data_environment=data_environment)
         self.scores = self.dataset.scores or reference_scores(self.environment.id)
         self.transform = reward_transform(config, self.dataset.episodes, self.environment.id)
@@ -83,9 +87,10 @@ class Task:
         data, spec = self.dataset, self.spec
         whole, used = f"{self.recorded_episodes:,}", f"{data.num_episodes:,}"
         episodes = used if used == whole else f"{used} of {whole}"
+        physics = show_physics(self.environment.physics)
         return (
             f"{data.name} ({data.num_transitions:,} transitions in {episodes} episodes) in "
-            f"{self.environment.id}, observations [{spec.observation_dim}], actions [{spec.action_dim}]"
+            f"{self.environment.id}{physics}, observations [{spec.observation_dim}], actions [{spec.action_dim}]"
         )
 
     def make_environment(self) -> AgentEnvironment:
@@ -113,7 +118,8 @@ class Task:
                 raise InputError("the task names neither dataset nor environment; set task.dataset=<Minari id or path>")
             raise InputError(f"{dataset.name} names no environment; set task.environment=<Gymnasium id>")
         limit = self.config.max_episode_steps or own.max_episode_steps
-        return replace(own, max_episode_steps=limit, observation_keys=dataset.observation_keys if dataset else ())
+        keys, physics = dataset.observation_keys if dataset else (), self.config.physics.factors
+        return replace(own, max_episode_steps=limit, observation_keys=keys, physics=physics)
 
 
 def check_environment(dataset: Dataset, environment: AgentEnvironment) -> None:

@@ -25,20 +25,22 @@ def evaluate(
     real: Mapping[str, RealData],
     *,
     rows: int = 10_000,
-    simulator: Simulator | None = None,
+    simulators: Mapping[str, Simulator] | None = None,
     agent: Agent | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Run `compare` for each label ("offline", "online") of `generated`; the ceiling is the other label, if in `real`.
 
+    `simulators` has the world of each label, if known: under a shift of dynamics they differ.
     Returns {"labels": {label: numbers}, "seconds": {measure: seconds}}.
     """
     seconds: dict[str, float] = {}
-    options: dict[str, Any] = {"rows": rows, "simulator": simulator, "agent": agent, "seed": seed, "seconds": seconds}
-    labels = {}
+    options: dict[str, Any] = {"rows": rows, "agent": agent, "seed": seed, "seconds": seconds}
+    labels, simulators = {}, simulators or {}
     for label, candidate in generated.items():
         other = next((real[name] for name in LABELS if name != label and name in real), None)
-        labels[label] = compare(candidate, real[label], other, is_online=label == "online", **options)
+        world = {"is_online": label == "online", "simulator": simulators.get(label)}
+        labels[label] = compare(candidate, real[label], other, **world, **options)
     return {"labels": labels, "seconds": seconds}
 
 

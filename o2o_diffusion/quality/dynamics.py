@@ -12,10 +12,8 @@ from torch import Tensor
 
 from o2o_diffusion.data.spaces import flatten
 from o2o_diffusion.environments.environment import AgentEnvironment, make_environment, quiet
+from o2o_diffusion.environments.physics import model_holder
 from o2o_diffusion.types import EnvironmentSpec, Transitions
-
-AGENTS = ("point_env", "ant_env")
-"""Attributes of gymnasium_robotics mazes that hold the environment with a settable state."""
 
 TOLERANCE = 1e-3
 """Error on real rows, relative to their mean squared change, above which observations are not full states."""
@@ -26,7 +24,7 @@ class Simulator:
 
     Observations must hold all positions, except for up to two coordinates of the root, and all velocities: Hopper,
     HalfCheetah, Walker2d, Swimmer, InvertedPendulum, PointMaze, AntMaze (which adds the goal) and similar environments.
-    Raises ValueError otherwise.
+    Raises ValueError otherwise. `error` is the median error on real rows, once `find` has checked them.
     """
 
     name = "simulator"
@@ -36,7 +34,7 @@ class Simulator:
             environment if isinstance(environment, AgentEnvironment) else AgentEnvironment(environment, ())
         )
         self.whole: Any = self.environment.unwrapped
-        self.body: Any = next((getattr(self.whole, name) for name in AGENTS if hasattr(self.whole, name)), self.whole)
+        self.body: Any = model_holder(self.environment)
         if not hasattr(self.body, "set_state") or not hasattr(self.body, "model"):
             raise ValueError("the environment's state cannot be set")
         columns = _fields(self.environment)
@@ -46,7 +44,7 @@ class Simulator:
         self.hidden = self.body.model.nq + self.body.model.nv - len(self.state)
         if not 0 <= self.hidden <= 2:
             raise ValueError(f"the observation holds {-self.hidden} entries fewer than the state")
-        self.limit = float("inf")
+        self.limit = self.error = float("inf")
         self.environment.reset(seed=0)
 
     @classmethod
@@ -60,8 +58,9 @@ class Simulator:
             return None
         simulator.find_limit(real)
         known = real[simulator.known(real)][:200]
-        exact = len(known) > 0 and compare_next(known, simulator(known), real)["median"] < TOLERANCE
-        return simulator if exact else None
+        if len(known):
+            simulator.error = compare_next(known, simulator(known), real)["median"]
+        return simulator if simulator.error < TOLERANCE else None
 
     def __call__(self, batch: Transitions) -> Transitions:
         """Replace the next observations, rewards and terminations of `batch` with simulated ones."""

@@ -9,6 +9,7 @@ from annotated_types import Ge
 
 from o2o_diffusion.agents import NoAgent
 from o2o_diffusion.data.datasets import Dataset, load_dataset
+from o2o_diffusion.environments.physics import show_physics
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.generators.pretrained import find_folder, load_generator, read_provenance
 from o2o_diffusion.protocols import Agent
@@ -53,14 +54,15 @@ def evaluate_saved(config: Config, offline: Dataset, agent: Agent | None = None)
     """
     start = time.perf_counter()
     generator = load_generator(str(config.generator), offline.spec, seed=config.seed)
-    real, notes = real_rows(config, offline, read_provenance(find_folder(str(config.generator))))
-    simulator, known = find_simulator(config, offline, real["offline"].held_out)
+    provenance = read_provenance(find_folder(str(config.generator)))
+    real, notes = real_rows(config, offline, provenance)
+    simulators, known = find_simulators(environments(config, offline, provenance), real)
     sampling = time.perf_counter()
     generated = sample(generator, real, config.rows, agent)
     sampling = time.perf_counter() - sampling
     lost = {label: config.rows - len(rows) for label, rows in generated.items() if len(rows) < config.rows}
-    notes += [known, *(f"{label}: {number} rows were dropped by the generator" for label, number in lost.items())]
-    report = evaluate(generated, real, rows=config.rows, simulator=simulator, agent=agent, seed=config.seed)
+    notes += [*known, *(f"{label}: {number} rows were dropped by the generator" for label, number in lost.items())]
+    report = evaluate(generated, real, rows=config.rows, simulators=simulators, agent=agent, seed=config.seed)
     output, drawing = Path(str(config.output)), time.perf_counter()
     with atomic_file(output / PAGE) as page:
         save_page(report, generated, real, f"{config.generator} on {offline.name}", page)
@@ -70,15 +72,31 @@ def evaluate_saved(config: Config, offline: Dataset, agent: Agent | None = None)
     return report
 
 
-def find_simulator(config: Config, dataset: Dataset, real: Transitions) -> tuple[Simulator | None, str]:
-    """Simulator of the task, or None, and a note on the reference of the dynamics error."""
-    keys = dataset.observation_keys
-    environment = EnvironmentSpec(config.environment, observation_keys=keys) if config.environment else None
-    environment = environment or dataset.environment
-    simulator = Simulator.find(environment, real)
-    if environment is None or simulator is None:
-        return None, "dynamics error: against next observations predicted by networks fitted on held-out real rows"
-    return simulator, f"dynamics error: against next observations simulated in {environment.id}"
+def environments(config: Config, dataset: Dataset, provenance: dict[str, Any]) -> list[EnvironmentSpec]:
+    """Environments that the rows may come from: `config.environment`, or else the dataset's and the generator's.
+
+    The generator's is the one in which its policy acted, whose physics can differ from the data's.
+    """
+    if config.environment:
+        return [EnvironmentSpec(config.environment, observation_keys=dataset.observation_keys)]
+    online = EnvironmentSpec(**provenance["environment"]) if provenance.get("environment") else None
+    return [environment for environment in (dataset.environment, online) if environment is not None]
+
+
+def find_simulators(
+    environments: list[EnvironmentSpec], real: dict[str, RealData]
+) -> tuple[dict[str, Simulator], list[str]]:
+    """For each label the simulator that reproduces its real rows best, and a note on the reference of its dynamics."""
+    simulators, notes = {}, []
+    for label, data in real.items():
+        found = [(spec, Simulator.find(spec, data.held_out)) for spec in environments]
+        exact = [(spec, simulator) for spec, simulator in found if simulator is not None]
+        reference = "predicted by networks fitted on held-out real rows"
+        if exact:
+            spec, simulators[label] = min(exact, key=lambda pair: pair[1].error)
+            reference = f"simulated in {spec.id}{show_physics(spec.physics)}"
+        notes.append(f"{label}: dynamics error against next observations {reference}")
+    return simulators, notes
 
 
 def real_rows(config: Config, offline: Dataset, provenance: dict[str, Any]) -> tuple[dict[str, RealData], list[str]]:

@@ -2,6 +2,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from builders import play
 
 from o2o_diffusion.environments.environment import make_environment
 from o2o_diffusion.quality.dynamics import Simulator, compare_next, dynamics_error
@@ -12,21 +13,6 @@ KEYS = {
     "PointMaze_UMaze-v3": ("desired_goal", "observation"),
     "AntMaze_UMaze-v4": ("achieved_goal", "desired_goal", "observation"),
 }
-
-
-def play(environment: gym.Env, steps: int) -> Transitions:
-    """Transitions of random actions."""
-    observation, _ = environment.reset(seed=0)
-    environment.action_space.seed(0)
-    rows = []
-    for _ in range(steps):
-        action = environment.action_space.sample()
-        following, reward, terminated, *_ = environment.step(action)
-        rows.append(
-            [torch.as_tensor(x, dtype=torch.float32) for x in (observation, action, reward, following, terminated)]
-        )
-        observation = environment.reset()[0] if terminated else following
-    return Transitions.create(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
 
 @pytest.mark.parametrize("name", ["Hopper-v5", "HalfCheetah-v5", "InvertedPendulum-v5", *KEYS])

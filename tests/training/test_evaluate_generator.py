@@ -2,18 +2,22 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
-from builders import refresh
+from builders import play, refresh
 
 from o2o_diffusion.data.datasets import load_dataset
 from o2o_diffusion.data.loading import make_replay
 from o2o_diffusion.diffusion.sampling import Sampling
+from o2o_diffusion.environments.environment import make_environment
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.generators.cfdg import CFDG
-from o2o_diffusion.training.evaluate_generator import Config, evaluate_saved, real_rows
+from o2o_diffusion.quality.real import RealData
+from o2o_diffusion.training.evaluate_generator import Config, environments, evaluate_saved, find_simulators, real_rows
+from o2o_diffusion.types import EnvironmentSpec
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate_generator.py"
 TINY = CFDG.Config(updates=20, batch_size=32, width=16, depth=1, embedding_dim=8, sampling=Sampling(num_steps=4))
@@ -52,6 +56,21 @@ def test_rows_of_another_dataset_are_held_out_without_a_note(generator, pendulum
     _, warned = real_rows(config, dataset, {"dataset_sha256": dataset.fingerprint})
     assert len(warned) == 2 and "were trained on" in warned[0]
     assert len(real["online"].held_out) == 200 and len(notes) == 1 and "may have been trained on" in notes[0]
+
+
+def test_rows_of_each_label_are_judged_in_their_own_world(pendulum_table):
+    data, online = EnvironmentSpec("Hopper-v5"), EnvironmentSpec("Hopper-v5", physics={"gravity": 0.5})
+    dataset = replace(load_dataset(pendulum_table), environment=data)
+    known = environments(Config(), dataset, {"environment": asdict(online)})
+    assert known == [data, online]
+    played = {label: play(make_environment(spec), 60) for label, spec in (("offline", data), ("online", online))}
+    real = {label: RealData(rows, rows) for label, rows in played.items()}
+    simulators, notes = find_simulators(known, real)
+    gravities = {label: simulator.body.model.opt.gravity[2] for label, simulator in simulators.items()}
+    assert gravities == {"offline": -9.81, "online": -9.81 / 2}
+    assert notes[1] == "online: dynamics error against next observations simulated in Hopper-v5 with gravity x 0.5"
+    simulators, notes = find_simulators([], real)
+    assert not simulators and "predicted by networks" in notes[1]
 
 
 def test_mistakes_are_one_line(tmp_path, generator, pendulum_table):
