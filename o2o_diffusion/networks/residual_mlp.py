@@ -57,10 +57,22 @@ class ScoreEmbedding(nn.Module):
         return torch.where(scores.isnan()[:, None], 0.0, embedded)
 
 
+class VectorEmbedding(nn.Module):
+    """Embedding of a vector, such as a state and an action."""
+
+    def __init__(self, input_dim: int, dim: int):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(input_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """[B, input_dim] -> [B, dim]."""
+        return self.layers(vectors)
+
+
 class ResidualMLP(nn.Module):
     """`depth` residual blocks h + Linear(ReLU(h)) between linear maps; noise level and condition embeddings are added.
 
-    `condition` embeds the condition, [B] -> [B, embedding_dim]; None for an unconditional network.
+    `condition` embeds the condition, [B] or [B, input_dim] -> [B, embedding_dim]; None for an unconditional network.
     """
 
     def __init__(
@@ -70,7 +82,7 @@ class ResidualMLP(nn.Module):
         width: int = 256,
         depth: int = 4,
         embedding_dim: int = 128,
-        condition: LabelEmbedding | ScoreEmbedding | None = None,
+        condition: LabelEmbedding | ScoreEmbedding | VectorEmbedding | None = None,
     ):
         super().__init__()
         fourier = FourierFeatures()
@@ -87,7 +99,7 @@ class ResidualMLP(nn.Module):
         self.decode = nn.Sequential(nn.ReLU(), nn.Linear(width, dim))
 
     def forward(self, x: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
-        """[B, dim] -> [B, dim]; `noise` is [B] or [1], `condition` [B]."""
+        """[B, dim] -> [B, dim]; `noise` is [B] or [1], `condition` [B] or [B, input_dim]."""
         h = self.encode(x) + self.noise_embedding(noise)
         if self.condition_embedding is not None:
             h = h + self.condition_embedding(condition)
