@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adam import adam
 
 from o2o_diffusion.distributed import average, num_processes
 from o2o_diffusion.errors import InputError
@@ -34,21 +33,28 @@ class Optimizer:
         self.steps = [torch.zeros((), device=p.device) for p in self.parameters]
 
     def step(self, loss: Tensor) -> Tensor:
-        """Take one gradient step on `loss` ([], or [K] for stacked seeds, which is summed); returns it detached."""
+        """Take one gradient step on `loss` ([], or [K] for stacked seeds, which is summed); returns it detached.
+
+        A step with a gradient that is not finite changes no weights, and its loss is returned as NaN.
+        """
         gradients = torch.autograd.grad(loss.sum(), self.parameters)
         gradients = [gradient.contiguous() for gradient in gradients]  # the fused kernel ignores strides
         average(gradients)
+        fault = guard(gradients, stacked=loss.ndim > 0)
         if self.max_grad_norm is not None:
             clip(gradients, self.max_grad_norm)
-        self._descend(gradients)
+        self._descend(gradients, skip=fault.isnan().all().float())
         torch.clear_autocast_cache()  # it keeps copies of the old weights until the autocast context exits
-        return loss.detach()
+        return loss.detach() + fault
 
     @torch.no_grad()
-    def _descend(self, gradients: list[Tensor]) -> None:
-        (beta1, beta2), fixed = self.betas, {"amsgrad": False, "maximize": False, "weight_decay": 0.0, "eps": 1e-8}
+    def _descend(self, gradients: list[Tensor], skip: Tensor) -> None:
+        """One step of Adam, which its kernel omits where `skip` is 1, without a branch of the host."""
+        torch._foreach_add_(self.steps, 1 - skip)  # pyright: ignore[reportPrivateImportUsage]
+        fixed = {"weight_decay": 0.0, "eps": 1e-8, "amsgrad": False, "maximize": False, "found_inf": skip}
+        rates = {"lr": self.learning_rate, "beta1": self.betas[0], "beta2": self.betas[1]}
         moments = self.means, self.squares, [], self.steps
-        adam(self.parameters, gradients, *moments, lr=self.learning_rate, beta1=beta1, beta2=beta2, fused=True, **fixed)
+        torch._fused_adam_(self.parameters, gradients, *moments, **rates, **fixed)  # pyright: ignore[reportPrivateImportUsage]
 
     def reset(self) -> None:
         """Forget all gradients so far."""
@@ -70,6 +76,21 @@ class Optimizer:
             self.means[number].copy_(saved["exp_avg"])
             self.squares[number].copy_(saved["exp_avg_sq"])
         self.learning_rate = state["param_groups"][0]["lr"]
+
+
+@torch.no_grad()
+def guard(gradients: list[Tensor], *, stacked: bool) -> Tensor:
+    """0 where gradients are finite, else NaN, without a branch of the host: [], or [K] for `stacked` seeds.
+
+    The gradients [K, ...] of stacked seeds with NaN are set to 0 in place, so that they cannot reach their weights.
+    """
+    if not stacked:
+        return 0.0 * torch.stack(torch._foreach_norm(gradients)).sum()  # pyright: ignore[reportPrivateImportUsage]
+    fault = 0.0 * torch.stack([gradient.reshape(len(gradient), -1).norm(dim=1) for gradient in gradients]).sum(0)
+    for gradient in gradients:
+        is_finite = fault.isfinite().view(-1, *[1] * (gradient.ndim - 1))
+        gradient.copy_(torch.where(is_finite, gradient, 0.0))
+    return fault
 
 
 @torch.no_grad()
