@@ -7,8 +7,11 @@ from pathlib import Path
 
 from o2o_diffusion.storage import atomic_file
 from o2o_diffusion.studies.figures import save_curves, save_differences
-from o2o_diffusion.studies.results import METRICS, Results
+from o2o_diffusion.studies.results import METRICS, Results, results_of
+from o2o_diffusion.studies.rows import read_rows
+from o2o_diffusion.studies.screening import dropped, shown_drops
 from o2o_diffusion.studies.statistics import Estimate, holm, improvement, interquartile_mean, mean, paired_p
+from o2o_diffusion.studies.study import Study
 
 AREA = "area_under_curve"
 EXPLANATION = """The area under the curve is the mean score over a run's evaluations, the worst score the minimum over
@@ -18,9 +21,22 @@ to score above one of `{baseline}` in area under the curve. p is of a sign-permu
 with Holm's correction over the table."""
 
 
-def save_page(results: Results, title: str, command: str, path: Path) -> None:
+def save_study(study: Study, rows_file: Path) -> None:
+    """Write a study's page beside its file of rows, if there are rows; raises OSError."""
+    rows = read_rows(rows_file)
+    results = results_of(study, rows)
+    if not results.rows:
+        return
+    page = rows_file.with_suffix(".md")
+    command = f"python scripts/study.py study={study.name} data=<folder>"
+    save_page(results, study.name, command, page, shown_drops(study, dropped(study, rows)))
+    print(f"tables and figures: {page}")
+
+
+def save_page(results: Results, title: str, command: str, path: Path, *notes: str) -> None:
     """Write the tables to the Markdown file `path` and the figures beside it; raises OSError."""
     parts = [f"# {title}", f"Made by `{command}`.", EXPLANATION.format(baseline=results.baseline), provenance(results)]
+    parts += filter(None, notes)
     if len(results.groups) > 1:
         parts += ["## All tasks", table(results, results.groups)]
     for group in results.groups:

@@ -7,6 +7,7 @@ from typing import Any
 
 from o2o_diffusion.settings import load
 from o2o_diffusion.studies.rows import is_old, row_of
+from o2o_diffusion.studies.study import Study, group_of
 from o2o_diffusion.training.folders import GROUPS, SETTINGS
 
 Row = dict[str, Any]
@@ -45,7 +46,7 @@ class Results:
 
     def group(self, row: Row) -> str:
         """The values of a row's other axes."""
-        return " ".join(value for axis, value in row["cell"].items() if axis != self.compare) or "all"
+        return group_of(row["cell"], self.compare)
 
     def runs(self, variant: str, group: str) -> list[Row]:
         """A variant's rows in a group, one per seed."""
@@ -73,6 +74,19 @@ class Results:
 
     def _of(self, variant: str, group: str) -> list[Row]:
         return [row for row in self.rows if row["cell"][self.compare] == variant and self.group(row) == group]
+
+
+def results_of(study: Study, rows: Iterable[Row], *, seeds: int | None = None) -> Results:
+    """The results of a study's cells, of all seeds or the first `seeds`.
+
+    Rows of settings that the study no longer has are counted as old. A cell whose name has changed has its new one.
+    """
+    rows = [row for row in rows if seeds is None or row["seed"] < seeds]
+    cells = list(study.cells(1))
+    current = [row | {"cell": cell.values} for cell in cells for row in rows if row["key"] == cell.key]
+    results = Results(current, study.config.compare, study.config.baseline)
+    results.num_old += len([row for row in rows if row["key"] not in {cell.key for cell in cells}])
+    return results
 
 
 def rows_of_runs(folders: Iterable[Path]) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Run a study's cells side by side, one thread each, and append a row for each that finishes."""
+"""Run cells side by side, one thread each, and append a row for each that finishes."""
 
 import os
 import shutil
@@ -6,17 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
 from o2o_diffusion.settings import PACKAGE
-from o2o_diffusion.studies.rows import append_row, find_row, read_rows, row_of_cell
-from o2o_diffusion.studies.study import Cell, Study, with_data
+from o2o_diffusion.studies.places import Places
+from o2o_diffusion.studies.study import Cell
 from o2o_diffusion.training.folders import CHECKPOINTS, SUMMARY
-from o2o_diffusion.training.report import NUMBERS
-from o2o_diffusion.training.session import processor
 
 SCRIPTS = PACKAGE / "scripts" if (PACKAGE / "scripts").is_dir() else PACKAGE.parent / "scripts"
 """Inside the package in a wheel, next to it in a checkout."""
@@ -39,87 +36,75 @@ class Process(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where a study reads and writes: datasets, run folders, and the file of rows."""
-
-    data: Path | None
-    runs: Path
-    rows: Path
-
-    def folder(self, cell: Cell) -> Path:
-        """Run folder of a cell, a different one for other settings or numbers."""
-        return self.runs / f"{cell.name}_{cell.key}_{NUMBERS}"
-
-
 class Runner:
-    """Runs the cells of `study` that have no row yet, `jobs` at a time, in the order of `Study.cells`.
+    """Runs cells, `jobs` at a time, in their order; a cell that starts from another run waits for it.
 
-    `start` starts a cell in a folder. A cell that was stopped is continued from its checkpoint.
+    `start` starts a script with arguments and the path of its log. A cell that was stopped is continued.
     """
 
-    def __init__(self, study: Study, places: Places, jobs: int, start: Callable[[list[str], Path], Process]):
-        self.study, self.places, self.jobs, self.start = study, places, jobs, start
+    def __init__(self, places: Places, jobs: int, start: Callable[[str, list[str], Path], Process]):
+        self.places, self.jobs, self.start = places, jobs, start
         self.running: list[tuple[Cell, Process]] = []
-        self.failed: list[Cell] = []
 
-    def run(self, cells: Sequence[Cell]) -> list[Cell]:
+    def run(self, cells: Iterable[Cell]) -> list[Cell]:
         """Run the cells; returns those that failed. On an exception, asks the running ones to save and exit."""
-        queue = list(cells)
+        queue, failed = list(cells), []
         try:
             while queue or self.running:
-                while queue and len(self.running) < self.jobs:
-                    self.begin(queue.pop(0))
-                self.collect()
+                while len(self.running) < self.jobs and (cell := next(filter(self.is_ready, queue), None)):
+                    queue.remove(cell)
+                    self.begin(cell)
+                if queue and not self.running:
+                    break  # what they start from has failed
+                failed += self.collect()
         finally:
             for _, process in self.running:
                 process.terminate()
             for _, process in self.running:
                 process.wait()
-        return self.failed
+        return failed + queue
+
+    def is_ready(self, cell: Cell) -> bool:
+        """Whether the run that a cell starts from, if any, has finished."""
+        return cell.pretraining is None or (self.places.folder(cell.pretraining) / SUMMARY).exists()
 
     def begin(self, cell: Cell) -> None:
-        """Start a cell, or continue it."""
+        """Start a cell, or continue it; if its run has finished already, only append its row."""
         folder = self.places.folder(cell)
         if (folder / SUMMARY).exists():
-            append_row(self.places.rows, row_of_cell(cell, folder))
+            self.places.append(cell)
             return
         is_begun = any(folder.glob(f"{CHECKPOINTS}/step_*"))
         if folder.exists() and not is_begun:
             shutil.rmtree(folder)
-        settings = [*with_data(cell.settings, self.places.data), "threads=1", "logger.progress=false"]
-        arguments = [f"--resume={folder}"] if is_begun else [*settings, f"output={folder}"]
+        arguments = [f"--resume={folder}"] if is_begun else self.places.arguments(cell)
         print(f"{cell.name}: {'continued' if is_begun else 'started'}", flush=True)
-        self.running.append((cell, self.start(arguments, folder.with_suffix(".log"))))
+        self.running.append((cell, self.start(cell.script, arguments, folder.with_suffix(".log"))))
 
-    def collect(self) -> None:
-        """Wait until a running cell ends, and append its row."""
+    def collect(self) -> list[Cell]:
+        """Wait until running cells end, append their rows and return those that failed."""
         while self.running and all(process.poll() is None for _, process in self.running):
             time.sleep(POLL_SECONDS)
+        failed = []
         for cell, process in [pair for pair in self.running if pair[1].poll() is not None]:
             self.running.remove((cell, process))
             if process.poll() == 0:
-                append_row(self.places.rows, row_of_cell(cell, self.places.folder(cell)))
+                self.places.append(cell)
                 print(f"{cell.name}: done", flush=True)
             else:
-                self.failed.append(cell)
+                failed.append(cell)
                 log = self.places.folder(cell).with_suffix(".log")
                 print(f"{cell.name}: failed with exit code {process.poll()}, see {log}", flush=True)
+        return failed
 
 
-def unfinished(study: Study, rows_file: Path, seeds: int | None = None) -> list[Cell]:
-    """The cells without a row of this kind of processor and today's numbers."""
-    rows, here = read_rows(rows_file), processor()
-    return [cell for cell in study.cells(seeds) if find_row(rows, cell, here) is None]
-
-
-def start_process(arguments: list[str], log: Path) -> subprocess.Popen:
-    """Start scripts/finetune.py with one thread in its own process group, so that Ctrl-C reaches only the runner."""
+def start_process(script: str, arguments: list[str], log: Path) -> subprocess.Popen:
+    """Start a script with one thread in its own process group, so that Ctrl-C reaches only the runner."""
     path = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file:
-        command = [sys.executable, str(SCRIPTS / "finetune.py"), *arguments]
+        command = [sys.executable, str(SCRIPTS / script), *arguments]
         return subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
 
 

@@ -62,6 +62,8 @@ def bootstrap(samples: Sequence[Sample], statistic: Callable[..., Any]) -> Estim
 
 def paired_p(differences: Sequence[float]) -> float:
     """Two-sided p-value of a mean difference of 0 by permutation of the signs, exact for few pairs."""
+    if len(differences) < 2:
+        return 1.0
     zeros = np.zeros(len(differences))
     found = stats.permutation_test(
         (np.asarray(differences), zeros),

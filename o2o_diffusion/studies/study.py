@@ -5,6 +5,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from o2o_diffusion.training.folders import GROUPS
 from o2o_diffusion.training.loop import Loop
 
 BOOKKEEPING = (
-    "seed", "output", "pretrained", "threads", "logger", "log_interval", "checkpoint_interval", "keep_checkpoints",
+    "seed", "output", "threads", "logger", "log_interval", "checkpoint_interval", "keep_checkpoints",
 )  # fmt: skip
 """Settings that don't change a run's results, and the seed."""
 DATA = "<data>"
@@ -28,18 +29,24 @@ DATA = "<data>"
 class Cell:
     """One run: its value on every axis, its seed, and its settings as the command line takes them.
 
-    `key` is the same for all seeds.
+    `key` is the same for all seeds. `pretraining` is the offline run that it starts from, if any.
     """
 
     values: Mapping[str, str]
     seed: int
     settings: tuple[str, ...]
     key: str
+    script: str = "finetune.py"
+    pretraining: "Cell | None" = None
 
     @property
     def name(self) -> str:
         """The values and the seed, for logs and folders."""
         return "_".join([*self.values.values(), str(self.seed)])
+
+    def group(self, compare: str) -> str:
+        """The values of the axes other than `compare`."""
+        return group_of(self.values, compare)
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,7 @@ class Screen:
     ] = ()
     gain: Annotated[float, "least mean gain in area under the curve over the baseline"] = 3.0
     seeds: Annotated[int, "seeds before which nothing is dropped; 0: never drop", Ge(0)] = 0
+    groups: Annotated[int, "number of groups (tasks) that run before anything is dropped; 0: all", Ge(0)] = 0
 
 
 @dataclass(frozen=True)
@@ -88,8 +96,8 @@ class Study:
 
     def cells(self, seeds: int | None = None) -> Iterator[Cell]:
         """All cells of seed 0, then all of seed 1, and so on; in the order of the axes' values."""
-        settings = self.settings()
-        keys = {values: key_of(own) for values, own in settings.items()}
+        settings, start = self.settings(), ("pretrained=shared",) if self.config.share_pretraining else ()
+        keys = {values: key_of((*own, *start)) for values, own in settings.items()}
         for seed in range(seeds or self.config.seeds):
             for values, own in settings.items():
                 named = dict(zip(self.config.axes, values, strict=True))
@@ -103,6 +111,17 @@ class Study:
             for values in itertools.product(*axes.values())
         }
 
+    def variants_and_groups(self) -> list[tuple[str, str]]:
+        """Value on the compared axis, and the group, of every combination."""
+        compare = self.config.compare
+        combinations = (dict(zip(self.config.axes, values, strict=True)) for values in self.settings())
+        return [(values[compare], group_of(values, compare)) for values in combinations]
+
+
+def group_of(values: Mapping[str, str], compare: str) -> str:
+    """The values of the axes other than `compare`."""
+    return " ".join(value for axis, value in values.items() if axis != compare) or "all"
+
 
 def flat(settings: Any) -> Iterator[str]:
     """The strings of nested lists, so that a YAML anchor can be used within a list."""
@@ -113,6 +132,7 @@ def flat(settings: Any) -> Iterator[str]:
             yield from flat(setting)
 
 
+@cache
 def key_of(settings: tuple[str, ...]) -> str:
     """Digest of the settings that change results; raises InputError for an unknown setting.
 

@@ -74,7 +74,6 @@ class Run:
     def plan(self) -> dict[str, str]:
         """Summary of the run, for the header."""
         loop, components, task = self.loop, self.settings.components, self.task
-        parts = (self._component(group) for group in ("learner", "generator", "sampler"))
         return {
             "task": task.description,
             "score": task.scores.source if task.scores else "raw return or success rate",
@@ -85,10 +84,14 @@ class Run:
             **({"asked for by the method": self.settings.asked} if self.settings.origins else {}),
             "plan": show_phases(loop.phases),
             **self.session.plan(),
-            "expected": show_minutes(expected_seconds(loop, *parts)),
+            "expected": show_minutes(self.expected_seconds()),
             "configurations": f"{CONFIGS} (package {PACKAGE})",
             "output": str(self.folder),
         }
+
+    def expected_seconds(self) -> float:
+        """Expected duration of the run, timed on throwaway components; all processes must call it."""
+        return expected_seconds(self.loop, *(self._component(group) for group in ("learner", "generator", "sampler")))
 
     def _check_phases(self) -> None:
         name, phases = self.settings.components["learner"].target.__name__, self.loop.phases

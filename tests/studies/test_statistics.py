@@ -37,7 +37,7 @@ def test_improvement_counts_pairs_of_runs_with_ties_as_half():
 
 def test_the_p_value_is_exact_for_few_pairs():
     assert paired_p([1.0, 2.0, 3.0]) == 2 / 2**3  # of all signs, only all plus and all minus are as extreme
-    assert paired_p([1.0, -1.0]) == 1
+    assert paired_p([1.0, -1.0]) == paired_p([1.0]) == 1
 
 
 def test_holm_by_hand():

@@ -1,0 +1,76 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from o2o_diffusion.studies.places import Places
+from o2o_diffusion.studies.study import Study
+from o2o_diffusion.training.report import NUMBERS
+from o2o_diffusion.training.session import processor
+
+STUDY = """
+axes:
+  task: {short: [online_steps=2000], long: [online_steps=3000]}
+  variant:
+    none: [generator=none]
+    cfdg: [&cfdg [generator=cfdg, generator.share=0.5]]
+    unguided: [*cfdg, generator.guidance=0]
+compare: variant
+baseline: none
+settings: [task=halfcheetah-scratch, pretrain_updates=0]
+seeds: 2
+"""
+
+
+class FakeStart:
+    """Starts fake runs that finish at once with the score given by `score(arguments)`; None fails."""
+
+    def __init__(self, score=lambda arguments: 1.0):
+        self.score, self.started = score, []
+
+    def __call__(self, script: str, arguments: list[str], log: Path) -> "FakeRun":
+        self.started.append((script, *arguments))
+        score, folder = self.score(arguments), Path(arguments[-1].partition("=")[2])
+        if score is None:
+            return FakeRun(2)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "metrics.jsonl").write_text('{"kind": "evaluation", "env_steps": 0, "score": 1.0}\n')
+        metrics = dict.fromkeys(("area_under_curve", "score_at_switch", "worst_score", "final_score"), score)
+        about = {"numbers": NUMBERS, "processor": processor(), "seed": int(folder.name.split("_")[-3])}
+        (folder / "summary.json").write_text(json.dumps({**about, **metrics, "seconds": {"total": 36.0}}))
+        return FakeRun(0)
+
+
+class FakeRun:
+    """A process that has ended with `code`."""
+
+    def __init__(self, code: int | None):
+        self.code = code
+
+    def poll(self) -> int | None:
+        return self.code
+
+    def wait(self) -> int:
+        return self.code or 0
+
+    def terminate(self) -> None:
+        self.code = 130
+
+
+@pytest.fixture
+def make_study(tmp_path):
+    """The toy study with some of its text replaced and lines added."""
+
+    def make(*lines: str, **replaced: str) -> Study:
+        text = STUDY
+        for old, new in replaced.items():
+            text = text.replace(old, new)
+        (tmp_path / "toy.yaml").write_text("\n".join([text, *lines]))
+        return Study.load(str(tmp_path / "toy.yaml"))
+
+    return make
+
+
+@pytest.fixture
+def places(tmp_path) -> Places:
+    return Places(None, tmp_path / "runs", tmp_path / "toy.jsonl")
