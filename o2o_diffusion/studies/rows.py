@@ -27,7 +27,8 @@ def row_of(folder: Path) -> dict[str, Any]:
 
 def row_of_cell(cell: Cell, folder: Path) -> dict[str, Any]:
     """The results of a cell's run, with the cell."""
-    return {"cell": dict(cell.values), "key": cell.key, "settings": list(cell.settings), **row_of(folder)}
+    settings = [setting for setting in cell.settings if not setting.startswith("seed=")]
+    return {"cell": dict(cell.values), "key": cell.key, "settings": settings, **row_of(folder)}
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
