@@ -1,9 +1,9 @@
 """Pretrain a learner offline (`online_steps` is 0); fine-tuning runs start from it with `pretrained=<folder>`."""
 
 from o2o_diffusion.command_line import command_line, main
-from o2o_diffusion.training.finetune import Run
 from o2o_diffusion.training.folders import GROUPS
 from o2o_diffusion.training.loop import Loop
+from o2o_diffusion.training.seeds import resume, start
 
 
 def pretrain(argv: list[str]) -> int:
@@ -11,7 +11,7 @@ def pretrain(argv: list[str]) -> int:
     flags = {"resume": "continue an interrupted run: its folder, or auto for the newest"}
     offline = [] if any(word.startswith("--resume") for word in argv) else ["online_steps=0"]  # also in experiments
     settings, arguments = command_line(__doc__, "pretrain.yaml", Loop.Config, GROUPS, [*argv, *offline], flags)
-    run = Run.resume(arguments.resume) if settings is None else Run(settings)
+    run = resume(arguments.resume) if settings is None else start(settings)
     return run.execute()
 
 

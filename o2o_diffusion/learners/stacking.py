@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from o2o_diffusion.distributed import ShardedRng
-from o2o_diffusion.learners.base import BaseLearner
 from o2o_diffusion.optimization import Optimizer
 from o2o_diffusion.types import Metrics, Transitions
 
@@ -35,10 +34,10 @@ class Stack:
 
     The learners differ in their seeds only and have had equally many updates. Their parameters, buffers and moments
     become views of [K, ...] tensors of one more learner of their class, so that they follow its updates. They must be
-    stacked anew if one of them is replaced, restored, or has its `state_fields` changed, as at the start of a phase.
+    stacked anew if one of them is replaced or gets other tensors, as at the start of a phase.
     """
 
-    def __init__(self, learners: Sequence[BaseLearner]):
+    def __init__(self, learners: Sequence[Any]):
         self.learners, self.whole = learners, deepcopy(learners[0])
         for name, part in vars(self.whole).items():
             parts = [getattr(learner, name) for learner in learners]
@@ -53,17 +52,23 @@ class Stack:
 
     def update(self, batches: Sequence[Transitions]) -> list[Metrics]:
         """Run one update of every learner, each on its batch; returns the metrics of each."""
+        copy_host_state(self.learners[0], self.whole)
         metrics = self.whole.update(Transitions.stack(batches))
-        for name, value in host_state(self.whole).items():
-            for learner in self.learners:
-                setattr(learner, name, value)
+        for learner in self.learners:
+            copy_host_state(self.whole, learner)
         columns = {name: values.unbind() for name, values in metrics.items()}
         return [{name: column[k] for name, column in columns.items()} for k in range(len(batches))]
 
 
-def host_state(learner: BaseLearner) -> dict[str, Any]:
+def host_state(learner: Any) -> dict[str, Any]:
     """The values that stacked learners have in common, such as the phase and the number of updates."""
     return {name: getattr(learner, name) for name in learner.state_fields}
+
+
+def copy_host_state(source: Any, target: Any) -> None:
+    """Set the values that stacked learners have in common."""
+    for name, value in host_state(source).items():
+        setattr(target, name, value)
 
 
 def tensors(part: nn.Module | Optimizer) -> Iterable[Tensor]:

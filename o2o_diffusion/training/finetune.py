@@ -1,5 +1,6 @@
 """Fine-tuning runs: build the components from settings, show the plan, run, and write the results."""
 
+from copy import copy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from o2o_diffusion.training.folders import (
     SETTINGS,
     SUMMARY,
     new_folder,
-    newest_unfinished,
     open_run,
     save_settings,
 )
@@ -32,15 +32,25 @@ from o2o_diffusion.types import Source
 class Run:
     """A new or resumed run in its folder."""
 
-    def __init__(self, settings: Settings, folder: Path | None = None, state: dict[str, Any] | None = None):
-        """Create a new run, or restore the interrupted run in `folder` from its saved `state`."""
+    def __init__(
+        self,
+        settings: Settings,
+        folder: Path | None = None,
+        state: dict[str, Any] | None = None,
+        *,
+        task: Task | None = None,
+    ):
+        """Create a new run, or restore the interrupted run in `folder` from its saved `state`.
+
+        `task` is that of the settings with its episodes, if it was made before; it is not changed.
+        """
         self.settings, self.config = settings, settings.run
         logger = settings.components["logger"].config
         Logger.check(logger)
-        self.folder = folder or new_folder(self.config.output, self._name())
+        self.folder = folder or new_folder(self.config.output, f"{run_name(settings)}_seed{self.config.seed}")
         self.session = Session(self.config.threads, self.config.matmul, tracker=logger.tracker, folder=self.folder)
         with self.session.accelerator.main_process_first():
-            self.task: Task = settings.components["task"].build()
+            self.task: Task = copy(task) if task else settings.components["task"].build()
         self.loop = self._loop()
         self._check_phases()
         if state is not None:
@@ -49,9 +59,8 @@ class Run:
             self._start_from(Path(self.config.pretrained))
 
     @classmethod
-    def resume(cls, where: str) -> "Run":
-        """Restore the interrupted run in the folder `where`, or the newest one under runs/ if "auto"."""
-        folder = newest_unfinished() if where == "auto" else Path(where)
+    def resume(cls, folder: Path) -> "Run":
+        """Restore the interrupted run in `folder`."""
         saved = open_run(folder, "--resume")
         return cls(saved.settings, folder, saved.state)
 
@@ -59,17 +68,22 @@ class Run:
         """Show the plan, run until finished or interrupted, write and show the results; returns the exit code."""
         self.session.listen()
         plan = self.plan()  # on every process: the updates it times are collective
+        self.save_settings()
         if self.session.is_main:
-            save_settings(self.settings.with_run(**self.session.choices()), self.folder)
             show_plan(plan)
         finished = self.loop.run()
         self.loop.logger.close()
         if self.session.is_main and finished:
-            self._report()
+            show_summary(*self.report())
         elif self.session.is_main:
             print(f"interrupted; continue with: --resume {self.folder}")
         self.session.close()
         return 0 if finished else 130
+
+    def save_settings(self) -> None:
+        """Write the settings, as resolved on this machine, into the run's folder."""
+        if self.session.is_main:
+            save_settings(self.settings.with_run(**self.session.choices()), self.folder)
 
     def plan(self) -> dict[str, str]:
         """Summary of the run, for the header."""
@@ -91,7 +105,7 @@ class Run:
 
     def expected_seconds(self) -> float:
         """Expected duration of the run, timed on throwaway components; all processes must call it."""
-        return expected_seconds(self.loop, *(self._component(group) for group in ("learner", "generator", "sampler")))
+        return expected_seconds(self.loop, *(self.component(group) for group in ("learner", "generator", "sampler")))
 
     def _check_phases(self) -> None:
         name, phases = self.settings.components["learner"].target.__name__, self.loop.phases
@@ -104,27 +118,19 @@ class Run:
         for phase in phases:
             batch_part(phase.batch_size, "learner.batch_size")
 
-    def _name(self) -> str:
-        """Default name of the run folder: dataset, generator, learner, seed."""
-        components = self.settings.components
-        dataset = Path(components["task"].config.dataset or "scratch")
-        dataset = dataset.stem if dataset.suffix else "-".join(dataset.parts[-2:])
-        names = [components[group].target.__name__.lower() for group in ("generator", "learner")]
-        return "_".join([dataset, *names, f"seed{self.config.seed}"])
-
     def _loop(self) -> Loop:
         task, components = self.task, self.settings.components
-        generator: Generator = self._component("generator")
+        generator: Generator = self.component("generator")
         replay = self._replay(generator)
         task.load(replay)
         evaluator = self._evaluator() if self.session.is_main else None
-        learner, sampler, collector = self._component("learner"), self._component("sampler"), self._collector()
+        learner, sampler, collector = self.component("learner"), self.component("sampler"), self._collector()
         self.folder.mkdir(parents=True, exist_ok=True)  # only now, so that errors above leave no folder behind
         return Loop(
             self.config,
             session=self.session,
             learner=learner,
-            make_learner=lambda: self._component("learner"),
+            make_learner=lambda: self.component("learner"),
             generator=generator,
             sampler=sampler,
             replay=replay,
@@ -171,7 +177,8 @@ class Run:
             device=self.session.device,
         )
 
-    def _component(self, group: str) -> Any:
+    def component(self, group: str) -> Any:
+        """A new component of the run, in its initial state."""
         seed, device = seed_of(self.config.seed, group), self.session.device
         return self.settings.components[group].build(self.task.spec, seed=seed, device=device)
 
@@ -200,7 +207,8 @@ class Run:
             if state["identity"][name] != value:
                 raise InputError(f"{folder} was made with another {name} than {self.task.dataset.name} has now")
 
-    def _report(self) -> None:
+    def report(self) -> tuple[dict[str, Any], dict[str, Path]]:
+        """Write summary, learning curve and generator; returns the summary and the paths of all output files."""
         loop, folder, refresher = self.loop, self.folder, self.loop.refresher
         run = {
             "env_steps": loop.env_steps,
@@ -226,4 +234,12 @@ class Run:
             provenance = self.task.dataset.provenance | {"environment": asdict(self.task.environment)}
             generator.save_pretrained(folder / "generator", provenance)
             paths["generator"] = folder / "generator"
-        show_summary(summary, paths)
+        return summary, paths
+
+
+def run_name(settings: Settings) -> str:
+    """Default name of a run's folder, without the seed: dataset, generator, learner."""
+    components = settings.components
+    dataset = Path(components["task"].config.dataset or "scratch")
+    dataset = dataset.stem if dataset.suffix else "-".join(dataset.parts[-2:])
+    return "_".join([dataset, *(components[group].target.__name__.lower() for group in ("generator", "learner"))])

@@ -16,6 +16,8 @@ from o2o_diffusion.types import TransitionSpec
 
 GROUPS = ("task", "generator", "sampler", "learner", "logger")
 SETTINGS, SUMMARY, CHECKPOINTS = "settings.yaml", "summary.json", "checkpoints"
+SEED = "seed"
+"""Start of the folder names of runs with different seeds in one folder."""
 GENERATORS = Path("generators")
 TRAINING = ".training"
 """Suffix of the folder with the settings and checkpoints of a generator that is still being trained."""
@@ -60,7 +62,7 @@ def save_settings(settings: Settings, folder: Path) -> None:
 
 def new_folder(output: str | None, name: str) -> Path:
     """Path of a new run folder, not created yet; raises InputError if it can't be written or already holds a run."""
-    folder = Path(output) if output else _free(Path("runs") / name)
+    folder = Path(output) if output else free_folder(Path("runs") / name)
     if (folder / SETTINGS).exists():
         raise InputError(
             f"output '{folder}' already holds a run; choose another, or continue it with --resume {folder}"
@@ -70,12 +72,28 @@ def new_folder(output: str | None, name: str) -> Path:
 
 
 def newest_unfinished() -> Path:
-    """Newest run under runs/ with a checkpoint and no summary; raises InputError if there is none."""
-    found = [path.parent for path in Path("runs").glob(f"*/{SETTINGS}") if not (path.parent / SUMMARY).exists()]
-    found = [folder for folder in found if (folder / CHECKPOINTS).is_dir()]
+    """Newest run under runs/ with a checkpoint and no summary, or the folder of the runs of several seeds it is among.
+
+    Raises InputError if there is none.
+    """
+    runs = Path("runs")
+    found = [path.parent for path in (*runs.glob(f"*/{SETTINGS}"), *runs.glob(f"*/{SEED}*/{SETTINGS}"))]
+    found = [folder for folder in found if (folder / CHECKPOINTS).is_dir() and not (folder / SUMMARY).exists()]
     if not found:
         raise InputError("--resume auto: no interrupted run under runs/")
-    return max(found, key=lambda folder: (folder / CHECKPOINTS).stat().st_mtime)
+    newest = max(found, key=lambda folder: (folder / CHECKPOINTS).stat().st_mtime)
+    return newest if newest.parent == runs else newest.parent
+
+
+def seed_folder(folder: Path, seed: int) -> Path:
+    """The folder of one of several runs that were started together."""
+    return folder / f"{SEED}{seed}"
+
+
+def seed_folders(folder: Path) -> list[Path]:
+    """The folders of the runs in `folder` that were started together; none if it is the folder of a single run."""
+    found = [path.parent for path in folder.glob(f"{SEED}*/{SETTINGS}")]
+    return sorted(found, key=lambda path: int(path.name.removeprefix(SEED)))
 
 
 def new_output(output: str | None, name: str) -> Path:
@@ -114,7 +132,8 @@ def find_training(where: str) -> Path:
     return folder
 
 
-def _free(folder: Path) -> Path:
+def free_folder(folder: Path) -> Path:
+    """`folder`, with a number appended if it is taken."""
     number, free = 1, folder
     while free.exists():
         number += 1

@@ -55,6 +55,7 @@ class Loop(Stateful):
         """Settings of the run itself."""
 
         seed: Annotated[int, "random seed of the run", Ge(0)] = 0
+        num_seeds: Annotated[int, "independent runs in this process, with the seeds from `seed` on", Ge(1)] = 1
         discount: Annotated[float, "discount factor", Interval(ge=0, le=1)] = 0.99
         pretrain_updates: Annotated[int, "number of offline updates", Ge(0)] = 10_000
         online_steps: Annotated[int, "environment steps of fine-tuning, including warm-up", Ge(0)] = 10_000
@@ -116,15 +117,18 @@ class Loop(Stateful):
 
     def run(self) -> bool:
         """Run to the end; returns False if interrupted. Saves the last state in both cases."""
-        while self.phase < len(self.phases):
+        while not self.finished:
             if self.session.stop(self.ticks):
                 self.save()
                 return False
             self.tick()
-            if self.ticks % self.config.checkpoint_interval == 0:
-                self.save()
         self.save()
         return True
+
+    @property
+    def finished(self) -> bool:
+        """Whether every phase has ended."""
+        return self.phase == len(self.phases)
 
     def tick(self) -> None:
         """Run the next action."""
@@ -146,8 +150,7 @@ class Loop(Stateful):
         return Action.BEGIN_PHASE
 
     def do(self, action: Action) -> None:
-        """Run `action` and record its time."""
-        self.ticks += 1
+        """Run `action`."""
         part, function = {
             Action.REFRESH: ("generator", self.refresh),
             Action.BEGIN_REFRESH: ("generator", self.begin_refresh),
@@ -158,7 +161,14 @@ class Loop(Stateful):
         }[action]
         start = time.perf_counter()
         function()
-        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+        self.end_tick(part, time.perf_counter() - start)
+
+    def end_tick(self, part: str, seconds: float) -> None:
+        """Count a tick and its time, and write a checkpoint if one is due."""
+        self.ticks += 1
+        self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+        if self.ticks % self.config.checkpoint_interval == 0:
+            self.save()
 
     def begin_phase(self) -> None:
         """Start the next phase."""

@@ -25,7 +25,7 @@ def expected_seconds(loop: Loop, learner: Learner, generator: Generator, sampler
 
     Only reads `loop`; trains the other components a little. All processes must call it.
     """
-    replay = loop.replay if len(loop.replay.offline) else _trial_replay(loop.replay)
+    replay = trial_replay(loop.replay)
     seconds = 0.0
     for phase in loop.phases:
         learner.begin_phase(phase, replay)
@@ -86,8 +86,10 @@ def _update_seconds(phase: Phase, replay: Replay, learner: Learner, sampler: Sam
     return _seconds(lambda: learner.update(batch))
 
 
-def _trial_replay(replay: Replay) -> Replay:
-    """Replay of random rows, to time runs that start without data."""
+def trial_replay(replay: Replay) -> Replay:
+    """`replay`, or one of random rows if the run starts without data, for updates of throwaway learners."""
+    if len(replay.offline):
+        return replay
     trial, spec, generator = Replay(replay.spec, {Source.ONLINE: ROWS}), replay.spec, torch.Generator().manual_seed(0)
     states = torch.randn(2, ROWS, spec.observation_dim, generator=generator)
     actions = 2 * torch.rand(ROWS, spec.action_dim, generator=generator) - 1

@@ -76,6 +76,21 @@ def show_summary(summary: Mapping[str, Any], paths: Mapping[str, Path]) -> None:
         print(f"{name + ':':<16}{path}")
 
 
+def show_seeds(summaries: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Print one line per seed, with the scores of its summary."""
+    names = {
+        "score_at_switch": "after offline pretraining",
+        "worst_score": "worst online",
+        "final_score": "final",
+        "gain": "gain",
+    }
+    table = Table("seed", *names.values(), title=f"score: {summaries[0]['score']}", title_justify="left")
+    for summary in summaries:
+        table.add_row(str(summary["seed"]), *(f"{summary[name]:.1f}" for name in names))
+    _console().print(table)
+    print(f"runs: {folder}")
+
+
 def save_summary(summary: Mapping[str, Any], path: Path) -> None:
     """Write the summary as JSON; raises OSError if `path` can't be written."""
     known = {name: None if value != value else value for name, value in summary.items()}  # JSON has no NaN

@@ -214,7 +214,7 @@ def test_every_toy_generator_resumes_bit_for_bit(run, tmp_path):
         with contextlib.suppress(FileExistsError):
             Path(stopped.folder / "settings.yaml").write_text(stopped.settings.to_yaml())
         assert not stopped.loop.run()
-        resumed = Run.resume(str(stopped.folder))
+        resumed = Run.resume(stopped.folder)
         assert resumed.loop.run()
         lines = [json.loads(line) for line in (stopped.folder / "metrics.jsonl").read_text().splitlines()]
         assert lines == [json.loads(line) for line in (whole.folder / "metrics.jsonl").read_text().splitlines()], target

@@ -67,7 +67,7 @@ def test_a_stopped_run_ends_with_the_same_weights(tmp_path, tiny_run, tiny_cfdg,
     save_settings(stopped.settings, stopped.folder)
     stopped.session.interrupted = lambda: stopped.loop.ticks >= stop
     assert not stopped.loop.run()
-    resumed = Run.resume(str(stopped.folder))
+    resumed = Run.resume(stopped.folder)
     assert resumed.loop.ticks == stop and resumed.loop.run()
     assert_equal(resumed.loop.state_dict(), whole["state"])
     assert resumed.loop.logger.path.read_text() == whole["lines"]
@@ -200,14 +200,14 @@ def test_a_run_of_an_older_version_is_refused_in_one_line(tmp_path, tiny_run):
         manifest.write_text(json.dumps(content | {"schema": 1, "version": version}))
         refused = rf"checkpoint .* was written by o2o_diffusion {version}, which .* can't restore"
         with pytest.raises(InputError, match=refused) as error:
-            Run.resume(str(run.folder))
+            Run.resume(run.folder)
         assert "\n" not in str(error.value)
         with pytest.raises(InputError, match=refused):
             Run(settings(tmp_path, *overrides, "online_steps=80", f"pretrained={run.folder}"))
     del content["schema"], content["version"]  # as 0.1 wrote it
     manifest.write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"was written by o2o_diffusion 0\.1, which"):
-        Run.resume(str(run.folder))
+        Run.resume(run.folder)
 
 
 def test_a_refresh_may_come_before_the_first_update(tmp_path, tiny_run, tiny_cfdg):
