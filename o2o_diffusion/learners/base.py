@@ -15,6 +15,7 @@ from o2o_diffusion.errors import InputError
 from o2o_diffusion.learners.weights import reweighted
 from o2o_diffusion.networks.actors import Gaussian, TanhGaussian
 from o2o_diffusion.networks.critics import Critic
+from o2o_diffusion.networks.flow import OneStep
 from o2o_diffusion.networks.normalizer import Normalizer
 from o2o_diffusion.replay import Replay
 from o2o_diffusion.schedule import Budget, Cadence, Phase, Shares
@@ -76,7 +77,7 @@ class BaseLearner(Stateful, ABC):
         """Run one update on this process's rows."""
 
     @abstractmethod
-    def policy(self, observations: Tensor) -> Gaussian | TanhGaussian:
+    def policy(self, observations: Tensor) -> Gaussian | TanhGaussian | OneStep:
         """The action distribution at `observations` [..., B, observation_dim]."""
 
     @torch.no_grad()

@@ -73,11 +73,18 @@ class SAC(BaseLearner):
     @torch.no_grad()
     def target_q(self, batch: Transitions) -> Tensor:
         """[B], r + discount * max_a' min_subset Q'(s', a'), a' ~ policy, with an entropy bonus if `entropy_backup`."""
-        c = self.config
-        policy = self.policy(batch.next_observations).repeat(c.backup_actions)
+        next_q, log_prob = self.next_q(batch, self.config.subset_size)
+        return self.backup(batch, next_q.amin(-3), log_prob)
+
+    def next_q(self, batch: Transitions, size: int | None) -> tuple[Tensor, Tensor]:
+        """Q'(s', a') [..., M, B, N] of N actions a' ~ policy by `size` target critics (None: all), and log pi(a'|s')."""
+        policy = self.policy(batch.next_observations).repeat(self.config.backup_actions)
         next_actions, log_prob = policy.sample_with_log_prob(self.rng)  # [..., B, N, A], [..., B, N]
-        next_q = self.target_critic(batch.next_observations, next_actions, self.draw_members(c.subset_size)).amin(-3)
-        if c.entropy_backup:
+        return self.target_critic(batch.next_observations, next_actions, self.draw_members(size)), log_prob
+
+    def backup(self, batch: Transitions, next_q: Tensor, log_prob: Tensor) -> Tensor:
+        """[B], r + discount * max_a' next_q [..., B, N], with an entropy bonus if `entropy_backup`."""
+        if self.config.entropy_backup:
             next_q = next_q - self.temperature()[..., None, None] * log_prob
         return batch.rewards + batch.discounts * next_q.amax(-1)
 

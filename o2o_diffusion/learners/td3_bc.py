@@ -57,6 +57,11 @@ class TD3BC(BaseLearner):
         self.exploration = torch.tensor(c.exploration_noise, device=self.device).log()
         self.num_updates = 0
 
+    @property
+    def bc(self) -> Tensor | float:
+        """The current weight of cloning."""
+        return self.config.bc
+
     @torch.no_grad()
     def target_actions(self, observations: Tensor) -> Tensor:
         """[B, A], target policy actions with clipped noise, so that similar actions have similar values."""
@@ -87,7 +92,7 @@ class TD3BC(BaseLearner):
     def regularizer(self, batch: Transitions, actions: Tensor) -> Tensor:
         """[B], bc * |pi(s) - a|^2 / A on the rows to clone, `actions` = pi(s)."""
         cloned = self.cloning_weights(batch) * batch.regularization
-        return self.config.bc * cloned * (actions - batch.actions).square().mean(-1)
+        return self.bc * cloned * (actions - batch.actions).square().mean(-1)
 
     def actor_loss(self, batch: Transitions) -> Tensor:
         """E[-lambda * Q1(s, pi(s)) + regularizer] (equations 4 and 5)."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from o2o_diffusion.replay import Draw, Replay
 from o2o_diffusion.samplers.mixture import Mixture, pool_sizes, pools_of
 from o2o_diffusion.schedule import Shares
-from o2o_diffusion.types import GENERATED, Source
+from o2o_diffusion.types import GENERATED, Source, TransitionSpec
 
 
 class RecentOrUnion(Mixture):
@@ -34,6 +34,10 @@ class RecentOrUnion(Mixture):
         ] = None
         recent: Annotated[int, "number of newest online rows that count as recent", Ge(1)] = 20_000
         gate: Annotated[int, "draw recent rows only if there are more than this many", Ge(0)] = 10_000
+        offline_fraction: Annotated[
+            float, "fraction of the offline rows kept, at random, once online rows are drawn", Interval(ge=0, le=1)
+        ] = 1.0
+        min_offline: Annotated[int, "offline rows kept at least", Ge(0)] = 50_000
 
         def __post_init__(self):
             super().__post_init__()
@@ -41,6 +45,10 @@ class RecentOrUnion(Mixture):
                 raise ValueError(f"'gate' is {self.gate}, expected less than 'recent', {self.recent}")
 
     config: Config
+
+    def __init__(self, config: Config, spec: TransitionSpec, *, seed: int, device: torch.device | str = "cpu"):
+        super().__init__(config, spec, seed=seed, device=device)
+        self.seed, self.permutation = seed, torch.empty(0, dtype=torch.int64)
 
     def sample(self, replay: Replay, shares: Shares, batch_size: int) -> Draw:
         """[batch_size] rows, with `regularization` 0 for recent rows; the same on every process."""
@@ -71,10 +79,22 @@ class RecentOrUnion(Mixture):
         Online rows are indexed from the newest, so that recent rows come first.
         """
         ring = replay.online
-        num_offline = 0 if recent else len(replay.offline) * int(included[Source.OFFLINE])
+        kept = self.kept_offline(len(replay.offline)) if included[Source.ONLINE] else None
+        num_kept = len(replay.offline) if kept is None else len(kept)
+        num_offline = 0 if recent else num_kept * int(included[Source.OFFLINE])
         num_online = min(len(ring), self.config.recent) if recent else len(ring) * int(included[Source.ONLINE])
         drawn = self.rng.integers(num_offline + num_online, count)
         is_online = drawn >= num_offline
         newest_first = (ring.position - 1 - (drawn - num_offline)) % max(ring.capacity, 1)
-        rows = torch.where(is_online, newest_first, drawn)
+        offline = drawn if kept is None else kept[drawn.clamp(max=num_kept - 1)]
+        rows = torch.where(is_online, newest_first, offline)
         return Draw.create(rows, torch.where(is_online, int(Source.ONLINE), int(Source.OFFLINE)))
+
+    def kept_offline(self, size: int) -> Tensor | None:
+        """Rows of the fixed random subset of `size` offline rows; None: all. A restart finds the same subset."""
+        c = self.config
+        if c.offline_fraction == 1:
+            return None
+        if self.permutation.shape != (size,):
+            self.permutation = torch.randperm(size, generator=torch.Generator().manual_seed(self.seed))
+        return self.permutation[: max(round(c.offline_fraction * size), c.min_offline)]

@@ -110,3 +110,21 @@ def test_its_files(name, probability):
     settings = OmegaConf.load(CONFIGS / "sampler" / f"{name}.yaml")
     assert locate(settings.pop("target")) is RecentOrUnion
     assert OmegaConf.merge(OmegaConf.structured(RecentOrUnion.Config), settings).probability == probability
+
+
+def test_a_fixed_random_part_of_the_offline_rows_is_kept_once_online_rows_are_drawn():
+    replay, settings = make_replay(offline=100, online=10), {"offline_fraction": 0.2, "min_offline": 5}
+    kept = []
+    for sampler in (
+        choice(probability=0.0, **settings),
+        choice(probability=0.0, **settings),
+        choice(1, probability=0.0, **settings),
+    ):
+        draw = sampler.sample(replay, HALVES, 3_000)
+        offline = draw.sources == Source.OFFLINE
+        assert abs(offline.float().mean() - 20 / 30) < 0.03
+        kept.append(set(draw.rows[offline].tolist()))
+        assert sampler.sample(replay, Shares(offline=1.0), 3_000).rows.unique().numel() == 100  # in pretraining
+    assert kept[0] == kept[1] != kept[2] and all(len(rows) == 20 for rows in kept) and max(kept[0]) > 50
+    many = choice(probability=0.0, offline_fraction=0.2, min_offline=60).sample(replay, HALVES, 3_000)
+    assert many.rows[many.sources == Source.OFFLINE].unique().numel() == 60
