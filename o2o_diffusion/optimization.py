@@ -42,7 +42,7 @@ class Optimizer:
         average(gradients)
         fault = guard(gradients, stacked=loss.ndim > 0)
         if self.max_grad_norm is not None:
-            clip(gradients, self.max_grad_norm)
+            clip(gradients, self.max_grad_norm, loss.ndim)
         self._descend(gradients, skip=fault.isnan().all().float())
         torch.clear_autocast_cache()  # it keeps copies of the old weights until the autocast context exits
         return loss.detach() + fault
@@ -94,11 +94,13 @@ def guard(gradients: list[Tensor], *, stacked: bool) -> Tensor:
 
 
 @torch.no_grad()
-def clip(gradients: Sequence[Tensor], max_norm: float) -> None:
-    """Scale `gradients` together, in place, to a norm of at most `max_norm`."""
-    scale = (max_norm / (nn.utils.get_total_norm(gradients) + 1e-6)).clamp(max=1.0)
-    for gradient in gradients:
-        gradient.mul_(scale)
+def clip(gradients: Sequence[Tensor], max_norm: float, axes: int = 0) -> None:
+    """Scale `gradients` together, in place, to a norm of at most `max_norm`, each seed's along the first `axes`."""
+    flat = [gradient.view(*gradient.shape[:axes], -1) for gradient in gradients]
+    norm = torch.stack([gradient.norm(dim=-1) for gradient in flat]).norm(dim=0)
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    for gradient in flat:
+        gradient.mul_(scale[..., None])
 
 
 @torch.no_grad()

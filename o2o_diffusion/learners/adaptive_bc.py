@@ -15,15 +15,17 @@ from o2o_diffusion.types import Episode
 
 
 class Controller(nn.Module):
-    """The weight of cloning and the running average of scores, NaN before the first one."""
+    """The weight of cloning, the running average of scores, and the number of scores so far."""
 
     weight: Tensor
     average: Tensor
+    episodes: Tensor
 
     def __init__(self, weight: float):
         super().__init__()
         self.register_buffer("weight", torch.tensor(weight))
-        self.register_buffer("average", torch.tensor(torch.nan))
+        self.register_buffer("average", torch.zeros(()))
+        self.register_buffer("episodes", torch.zeros(()))
 
 
 class AdaptiveBC(TD3BC):
@@ -77,7 +79,7 @@ class AdaptiveBC(TD3BC):
         """Start a phase; the controller starts with the first online one."""
         if phase.is_online and not self.phase.is_online:
             self.controller.weight.fill_(self.config.online_bc)
-            self.controller.average.fill_(torch.nan)
+            self.controller.episodes.zero_()
             low, high = self.config.low_return, self.config.high_return
             lowest, highest = episode_returns(replay).aminmax()
             self.return_range = [float(lowest) if low is None else low, float(highest) if high is None else high]
@@ -87,10 +89,10 @@ class AdaptiveBC(TD3BC):
         """Update the weight of cloning and the average score."""
         low, high = self.return_range
         score = (float(episode.rewards.sum()) - low) / (high - low if high > low else 1.0)
-        average = float(self.controller.average.nan_to_num(score))
-        c = self.config
+        c, average = self.config, float(self.controller.average) if self.controller.episodes else score
         change = c.derivative * max(0.0, average - score) - c.proportional * (c.target_score - average)
         self.controller.weight.add_(len(episode) * change).clamp_(0.0, c.online_bc)
+        self.controller.episodes.add_(1)
         self.controller.average.fill_((1 - c.smoothing) * average + c.smoothing * score)
 
 

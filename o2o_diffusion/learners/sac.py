@@ -77,7 +77,7 @@ class SAC(BaseLearner):
         return self.backup(batch, next_q.amin(-3), log_prob)
 
     def next_q(self, batch: Transitions, size: int | None) -> tuple[Tensor, Tensor]:
-        """Q'(s', a') [..., M, B, N] of N actions a' ~ policy by `size` target critics (None: all), and log pi(a'|s')."""
+        """Q'(s', a') [..., M, B, N] of N actions a' ~ policy by `size` target critics (None: all); log pi(a'|s')."""
         policy = self.policy(batch.next_observations).repeat(self.config.backup_actions)
         next_actions, log_prob = policy.sample_with_log_prob(self.rng)  # [..., B, N, A], [..., B, N]
         return self.target_critic(batch.next_observations, next_actions, self.draw_members(size)), log_prob

@@ -28,6 +28,7 @@ def test_the_controllers_three_cases(average, score, change):
     adaptive.begin_phase(FINETUNE, make_replay())
     adaptive.controller.weight.fill_(0.2)
     adaptive.controller.average.fill_(average)
+    adaptive.controller.episodes.fill_(1)
     adaptive.end_episode(episode(score))
     assert adaptive.bc == pytest.approx(0.2 + change, abs=1e-6)
     assert adaptive.controller.average == pytest.approx(0.95 * average + 0.05 * score, abs=1e-6)
@@ -38,9 +39,7 @@ def test_the_weight_stays_in_its_range_and_a_short_episode_moves_it_less():
     adaptive.begin_phase(FINETUNE, make_replay())
     assert adaptive.bc == 0.3
     adaptive.end_episode(episode(0.5))
-    assert adaptive.bc == 0 and adaptive.controller.average == pytest.approx(
-        0.5
-    )  # the first score is the first average
+    assert adaptive.bc == 0 and adaptive.controller.average == pytest.approx(0.5)
     adaptive.controller.average.fill_(3.0)
     adaptive.end_episode(episode(3.0))
     assert adaptive.bc == 0.3

@@ -84,5 +84,5 @@ def test_batches_and_learning_rates_change_online():
     rates = []
     for phase in (pretrain, finetune):
         rebrac.begin_phase(phase, make_replay())
-        rates.append(rebrac.actor_optimizer.adam.param_groups[0]["lr"])
+        rates.append(rebrac.actor_optimizer.learning_rate)
     assert rates == [1e-3, 3e-4]
