@@ -3,6 +3,7 @@
 The same command continues a study after an interruption.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -36,6 +37,7 @@ def study(argv: list[str]) -> int:
     """Run what is missing and write the results; returns 1 if a cell failed."""
     settings, _ = command_line(__doc__, None, Config, (), argv)
     config = settings.run
+    sys.path.append(str(Path.cwd()))  # for components outside the package
     if config.study is None:
         raise InputError(f"give study=<name>, one of {', '.join(available('study'))}")
     own = Study.load(config.study)

@@ -100,7 +100,8 @@ class Runner:
 
 def start_process(script: str, arguments: list[str], log: Path) -> subprocess.Popen:
     """Start a script with one thread in its own process group, so that Ctrl-C reaches only the runner."""
-    path = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    folders = [str(PACKAGE.parent), os.environ.get("PYTHONPATH"), os.getcwd()]
+    path = os.pathsep.join(folder for folder in folders if folder)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file:

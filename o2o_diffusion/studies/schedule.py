@@ -33,7 +33,7 @@ def run_study(
     first = unfinished([cell for cell in cells if is_screening(study, cell)], rows)
     rest = unfinished(remaining(study, cells, rows), rows)
     hours = expected_hours([*first, *rest], rows, partial(timed, data=places.data))
-    print(f"{study.name}: {len(first) + len(rest)} of {len(cells)} cells to run, {hours:.1f} core-hours")
+    print(f"{study.name}: {len(first) + len(rest)} of {len(cells)} cells to run, {hours:.2g} core-hours")
     runner = Runner(places, jobs, start)
     failed = runner.run(prepared(study, first))
     rows = read_rows(places.rows)

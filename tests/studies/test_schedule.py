@@ -28,7 +28,7 @@ def test_finished_cells_are_not_run_again_though_their_folders_are_gone(make_stu
     assert [seed for *_, seed in cells_of(places)] == [0] * 6 + [1] * 6
     shown = capsys.readouterr().out
     assert "toy: 6 of 6 cells to run, 0.1 core-hours" in shown  # a minute each
-    assert "toy: 6 of 12 cells to run, 0.1 core-hours" in shown  # 36 seconds each, as measured
+    assert "toy: 6 of 12 cells to run, 0.06 core-hours" in shown  # 36 seconds each, as measured
 
 
 def test_changed_settings_are_run_again(make_study, places):
