@@ -29,6 +29,7 @@ class Config:
     data: Annotated[str | None, "folder of the datasets, <data> in a study's settings"] = None
     seeds: Annotated[int | None, "run only seeds 0 ... N-1; null: all of the study", Ge(1)] = None
     jobs: Annotated[int, "runs at a time, of one thread each; 0: only write tables and figures", Ge(0)] = 2
+    stack: Annotated[int, "seeds of a cell that run in one process, with stacked learners", Ge(1)] = 1
     runs: Annotated[str, "folder of the run folders"] = "runs/studies"
     output: Annotated[str, "folder of the results: <study>.jsonl, .md and figures"] = "docs/results"
 
@@ -45,7 +46,7 @@ def study(argv: list[str]) -> int:
     places = Places(data, Path(config.runs).resolve() / own.name, Path(config.output) / f"{own.name}.jsonl")
     check_writable(places.rows.parent)
     stop_on_terminate()
-    failed = run_study(own, places, config.jobs, start_process, config.seeds) if config.jobs else []
+    failed = run_study(own, places, config.jobs, start_process, config.seeds, config.stack) if config.jobs else []
     save_study(own, places.rows)
     return 1 if failed else 0
 

@@ -17,13 +17,13 @@ def with_pretraining(cells: Iterable[Cell]) -> Iterator[Cell]:
 
     Cells without offline updates stay as they are.
     """
-    known: dict[tuple[str, int], Cell] = {}
+    known: dict[tuple[str, int, int], Cell] = {}
     for cell in cells:
         offline = pretraining_of(cell)
         if offline is None:
             yield cell
             continue
-        if (place := (offline.key, offline.seed)) not in known:
+        if (place := (offline.key, offline.seed, offline.num_seeds)) not in known:
             known[place] = offline
             yield offline
         yield replace(cell, pretraining=known[place])
@@ -35,4 +35,4 @@ def pretraining_of(cell: Cell) -> Cell | None:
     settings = (*kept, "generator=none", "online_steps=0")
     if not compose(CONFIGS / "finetune.yaml", Loop.Config, GROUPS, settings).run.pretrain_updates:
         return None
-    return Cell({"run": "pretraining"}, cell.seed, settings, key_of(settings), script="pretrain.py")
+    return Cell({"run": "pretraining"}, cell.seed, settings, key_of(settings), cell.num_seeds, script="pretrain.py")

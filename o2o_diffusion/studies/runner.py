@@ -13,7 +13,6 @@ from typing import Protocol
 from o2o_diffusion.settings import PACKAGE
 from o2o_diffusion.studies.places import Places
 from o2o_diffusion.studies.study import Cell
-from o2o_diffusion.training.folders import CHECKPOINTS, SUMMARY
 
 SCRIPTS = PACKAGE / "scripts" if (PACKAGE / "scripts").is_dir() else PACKAGE.parent / "scripts"
 """Inside the package in a wheel, next to it in a checkout."""
@@ -66,15 +65,15 @@ class Runner:
 
     def is_ready(self, cell: Cell) -> bool:
         """Whether the run that a cell starts from, if any, has finished."""
-        return cell.pretraining is None or (self.places.folder(cell.pretraining) / SUMMARY).exists()
+        return cell.pretraining is None or self.places.is_finished(cell.pretraining)
 
     def begin(self, cell: Cell) -> None:
         """Start a cell, or continue it; if its run has finished already, only append its row."""
         folder = self.places.folder(cell)
-        if (folder / SUMMARY).exists():
+        if self.places.is_finished(cell):
             self.places.append(cell)
             return
-        is_begun = any(folder.glob(f"{CHECKPOINTS}/step_*"))
+        is_begun = self.places.is_begun(cell)
         if folder.exists() and not is_begun:
             shutil.rmtree(folder)
         arguments = [f"--resume={folder}"] if is_begun else self.places.arguments(cell)

@@ -18,9 +18,9 @@ from o2o_diffusion.training.folders import GROUPS
 from o2o_diffusion.training.loop import Loop
 
 BOOKKEEPING = (
-    "seed", "output", "threads", "logger", "log_interval", "checkpoint_interval", "keep_checkpoints",
+    "seed", "num_seeds", "output", "threads", "logger", "log_interval", "checkpoint_interval", "keep_checkpoints",
 )  # fmt: skip
-"""Settings that don't change a run's results, and the seed."""
+"""Settings that don't change a run's results, and the seeds."""
 DATA = "<data>"
 """Stands for the folder of the datasets in a study's settings, so that results don't depend on where it is."""
 
@@ -29,20 +29,23 @@ DATA = "<data>"
 class Cell:
     """One run: its value on every axis, its seed, and its settings as the command line takes them.
 
-    `key` is the same for all seeds. `pretraining` is the offline run that it starts from, if any.
+    `key` is the same for all seeds. `pretraining` is the offline run that it starts from, if any. With `num_seeds`, it
+    stands for the runs of several seeds, from `seed` on, with stacked learners.
     """
 
     values: Mapping[str, str]
     seed: int
     settings: tuple[str, ...]
     key: str
+    num_seeds: int = 1
     script: str = "finetune.py"
     pretraining: "Cell | None" = None
 
     @property
     def name(self) -> str:
-        """The values and the seed, for logs and folders."""
-        return "_".join([*self.values.values(), str(self.seed)])
+        """The values and the seeds, for logs and folders."""
+        seeds = str(self.seed) if self.num_seeds == 1 else f"{self.seed}-{self.seed + self.num_seeds - 1}"
+        return "_".join([*self.values.values(), seeds])
 
     def group(self, compare: str) -> str:
         """The values of the axes other than `compare`."""

@@ -33,12 +33,21 @@ class FakeStart:
         score, folder = self.score(arguments), Path(arguments[-1].partition("=")[2])
         if score is None:
             return FakeRun(2)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "metrics.jsonl").write_text('{"kind": "evaluation", "env_steps": 0, "score": 1.0}\n')
-        metrics = dict.fromkeys(("area_under_curve", "score_at_switch", "worst_score", "final_score"), score)
-        about = {"numbers": NUMBERS, "processor": processor(), "seed": int(folder.name.split("_")[-3])}
-        (folder / "summary.json").write_text(json.dumps({**about, **metrics, "seconds": {"total": 36.0}}))
+        given = {"seed": "0"} | dict(setting.split("=", 1) for setting in arguments)
+        seed, count = int(given["seed"]), int(given.get("num_seeds", 1))
+        folders = [folder] if count == 1 else [folder / f"seed{seed + k}" for k in range(count)]
+        for k, own in enumerate(folders):
+            finish(own, seed + k, score)
         return FakeRun(0)
+
+
+def finish(folder: Path, seed: int, score: float) -> None:
+    """Write the files of a finished run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.jsonl").write_text('{"kind": "evaluation", "env_steps": 0, "score": 1.0}\n')
+    metrics = dict.fromkeys(("area_under_curve", "score_at_switch", "worst_score", "final_score"), score)
+    about = {"numbers": NUMBERS, "processor": processor(), "seed": seed, "seconds": {"total": 36.0}}
+    (folder / "summary.json").write_text(json.dumps(about | metrics))
 
 
 class FakeRun:

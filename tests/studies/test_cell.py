@@ -16,24 +16,25 @@ baseline: none
 settings: [task.dataset=<data>/pendulum.npz, task.environment=Pendulum-v1, learner=sac, "learner.hidden=[16,16]",
   pretrain_updates=0, warmup_steps=20, online_steps=60, updates_per_step=1, eval_interval=30, eval_episodes=1,
   final_eval_episodes=1]
-seeds: 1
+seeds: 2
 """
 
 
 def test_a_study_runs_and_writes_its_rows_and_page(tmp_path, pendulum_table):
     (tmp_path / "toy.yaml").write_text(STUDY)
     command = [sys.executable, str(SCRIPT), f"study={tmp_path / 'toy.yaml'}", f"data={Path(pendulum_table).parent}"]
-    command += [f"runs={tmp_path / 'runs'}", f"output={tmp_path / 'results'}"]
+    command += [f"runs={tmp_path / 'runs'}", f"output={tmp_path / 'results'}", "stack=2"]
     result = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "1 of 1 cells to run" in result.stdout
-    (row,) = rows = [json.loads(line) for line in (tmp_path / "results" / "toy.jsonl").read_text().splitlines()]
-    assert [point["env_steps"] for point in row["curve"]] == [0, 30, 60]
-    assert str(tmp_path) not in json.dumps(row)
+    assert "2 of 2 cells to run" in result.stdout
+    rows = [json.loads(line) for line in (tmp_path / "results" / "toy.jsonl").read_text().splitlines()]
+    assert [row["seed"] for row in rows] == [0, 1]
+    assert [point["env_steps"] for point in rows[1]["curve"]] == [0, 30, 60]
+    assert str(tmp_path) not in json.dumps(rows)
     assert unfinished(Study.load(str(tmp_path / "toy.yaml")).cells(), rows) == []
-    assert "| none | 1 |" in (tmp_path / "results" / "toy.md").read_text()
+    assert "| none | 2 |" in (tmp_path / "results" / "toy.md").read_text()
 
-    (folder,) = (path.parent for path in (tmp_path / "runs").rglob("summary.json"))
-    results = Results(rows_of_runs([folder]), "generator", "nogenerator")
+    folders = sorted(path.parent for path in (tmp_path / "runs").rglob("summary.json"))
+    results = Results(rows_of_runs(folders), "generator", "nogenerator")
     assert results.groups == [f"{pendulum_table} mixture sac"]
-    assert results.scores("nogenerator", results.groups[0], "seed") == [0]
+    assert results.scores("nogenerator", results.groups[0], "seed") == [0, 1]

@@ -77,6 +77,23 @@ def test_a_shared_pretraining_runs_first_and_its_failure_stops_only_what_needs_i
     assert len(run(study, places, fails)) == 1 + 6 and len(fails.started) == 1
 
 
+def test_seeds_of_a_cell_run_in_one_process(make_study, places):
+    study = make_study(
+        "share_pretraining: true", **{"pretrain_updates=0": "pretrain_updates=50", "seeds: 2": "seeds: 5"}
+    )
+    run(study, places, FakeStart(), seeds=1)
+    run(study, places, start := FakeStart(), stack=3)
+    given = [dict(setting.split("=", 1) for setting in arguments[1:]) for arguments in start.started]
+    blocks = [
+        (arguments[0], own["seed"], own.get("num_seeds")) for arguments, own in zip(start.started, given, strict=True)
+    ]
+    assert blocks == [
+        *[("pretrain.py", "1", "3"), *[("finetune.py", "1", "3")] * 6],
+        *[("pretrain.py", "4", None), *[("finetune.py", "4", None)] * 6],
+    ]
+    assert sorted(seed for *_, seed in cells_of(places)) == [seed for seed in range(5) for _ in range(6)]
+
+
 def test_a_stopped_cell_is_continued_and_a_run_without_a_checkpoint_started_anew(make_study, places):
     begun, fresh = list(make_study().cells(1))[:2]
     (places.folder(begun) / "checkpoints" / "step_10").mkdir(parents=True)
