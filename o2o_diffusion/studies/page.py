@@ -9,7 +9,7 @@ from o2o_diffusion.storage import atomic_file
 from o2o_diffusion.studies.figures import save_curves, save_differences
 from o2o_diffusion.studies.results import METRICS, Results, results_of
 from o2o_diffusion.studies.rows import read_rows
-from o2o_diffusion.studies.screening import dropped, shown_drops
+from o2o_diffusion.studies.screening import dropped, shown_drops, shown_oracles
 from o2o_diffusion.studies.statistics import Estimate, holm, improvement, interquartile_mean, mean, paired_p
 from o2o_diffusion.studies.study import Study
 
@@ -29,7 +29,8 @@ def save_study(study: Study, rows_file: Path) -> None:
         return
     page = rows_file.with_suffix(".md")
     command = f"python scripts/study.py study={study.name} data=<folder>"
-    save_page(results, study.name, command, page, shown_drops(study, dropped(study, rows)))
+    notes = shown_oracles(study, results), shown_drops(study, dropped(study, rows))
+    save_page(results, study.name, command, page, *notes)
     print(f"tables and figures: {page}")
 
 
@@ -64,11 +65,11 @@ def table(results: Results, groups: Sequence[str]) -> str:
     paired = {name: parts for name, parts in differences.items() if name != results.baseline and all(parts)}
     p_values = holm({name: paired_p([*itertools.chain(*parts)]) for name, parts in paired.items()})
     head = [results.compare, "runs", *METRICS.values(), "interquartile mean of the area", "difference in area"]
-    head += ["difference at the end", "probability of improvement", "p"]
+    head += ["gain in area", "difference at the end", "probability of improvement", "p"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name in variants:
         cells = [name, *scores(results, name, groups)]
-        cells += [*comparison(results, name, groups), f"{p_values[name]:.2g}"] if name in paired else ["-"] * 4
+        cells += [*comparison(results, name, groups), f"{p_values[name]:.2g}"] if name in paired else ["-"] * 5
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -81,12 +82,15 @@ def scores(results: Results, variant: str, groups: Sequence[str]) -> list[str]:
 
 
 def comparison(results: Results, variant: str, groups: Sequence[str]) -> list[str]:
-    """Mean paired differences to the baseline in area and at the end, and the probability of improvement."""
-    metrics = (AREA, "final_score")
-    changes = [mean([results.differences(variant, group, metric) for group in groups]) for metric in metrics]
+    """Paired difference to the baseline in area, also in percent, and at the end; probability of improvement."""
     pairs = [results.pairs(variant, group) for group in groups]
     ours, theirs = ([[pair[side][AREA] for pair in part] for part in pairs] for side in (0, 1))
-    return [*(shown(change, "+.1f") for change in changes), shown(improvement(ours, theirs), ".2f")]
+    area, final = (
+        mean([results.differences(variant, group, name) for group in groups]) for name in (AREA, "final_score")
+    )
+    base = mean(theirs).value
+    percent = f"{area.value / base:+.0%}" if base > 0 else "-"
+    return [shown(area, "+.1f"), percent, shown(final, "+.1f"), shown(improvement(ours, theirs), ".2f")]
 
 
 def shown(estimate: Estimate, form: str = ".1f") -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from statistics import mean
 
-from o2o_diffusion.studies.results import Row, results_of
+from o2o_diffusion.studies.results import Results, Row, results_of
 from o2o_diffusion.studies.study import Cell, Study
 
 METRIC = "area_under_curve"
@@ -24,13 +24,16 @@ def dropped(study: Study, rows: Iterable[Row]) -> Gains:
     With oracles, the best gain of an oracle decides for all of its group. Without, a variant's mean gain over the
     groups decides for it everywhere. Whatever has no pair of runs yet stays, and so does the baseline.
     """
-    screen = study.config.screen
-    results = results_of(study, rows, seeds=screen.seeds)
+    gains = mean_gains(results_of(study, rows, seeds=study.config.screen.seeds))
+    deciding = {place: _deciding(study, gains, *place) for place in study.variants_and_groups()}
+    return {place: gain for place, gain in deciding.items() if gain is not None and gain < study.config.screen.gain}
+
+
+def mean_gains(results: Results) -> Gains:
+    """The mean paired difference to the baseline of every variant and group that has pairs."""
     places = [(variant, group) for variant in results.variants for group in results.groups]
     differences = {place: results.differences(*place, METRIC) for place in places}
-    gains = {place: mean(found) for place, found in differences.items() if found}
-    deciding = {place: _deciding(study, gains, *place) for place in study.variants_and_groups()}
-    return {place: gain for place, gain in deciding.items() if gain is not None and gain < screen.gain}
+    return {place: mean(found) for place, found in differences.items() if found}
 
 
 def _deciding(study: Study, gains: Mapping[tuple[str, str], float], variant: str, group: str) -> float | None:
@@ -51,3 +54,15 @@ def shown_drops(study: Study, drops: Gains) -> str:
     )
     what = "the best oracle gains" if screen.oracles else "they gain"
     return f"Not run from seed {screen.seeds} on, because {what} less than {screen.gain:g}: {', '.join(places)}."
+
+
+def shown_oracles(study: Study, results: Results) -> str:
+    """One sentence about the best oracle of each group; empty without oracles."""
+    screen, gains = study.config.screen, mean_gains(results)
+    lines = []
+    for group in results.groups:
+        known = {gains[oracle, group]: oracle for oracle in screen.oracles if (oracle, group) in gains}
+        if known:
+            gain, says = max(known), "" if max(known) >= screen.gain else ", which says nothing about generators"
+            lines.append(f"{group}: {known[gain]} {gain:+.1f}{says}")
+    return f"Gain of the best oracle in area: {'; '.join(lines)}." if lines else ""

@@ -53,5 +53,5 @@ def test_the_page_shows_numbers_figures_and_time(tmp_path):
     save_page(results(*rows), "toy", "the command", tmp_path / "toy.md")
     text = (tmp_path / "toy.md").read_text()
     assert "Made by `the command`." in text and "8 runs on x; 0.1 core-hours." in text
-    assert "| cfdg | 4 | 5.5" in text and "+3.0 [+3.0, +3.0]" in text and "| 0.12 |" in text  # 2 of 2^4 signs
+    assert "| cfdg | 4 | 5.5" in text and "+3.0 [+3.0, +3.0] | +120% |" in text and "| 0.12 |" in text  # 2 of 2^4 signs
     assert {path.name for path in tmp_path.iterdir()} == {"toy.md", "toy-curves.png", "toy-differences.png"}

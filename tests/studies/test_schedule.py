@@ -1,9 +1,11 @@
 import pytest
 from conftest import FakeRun, FakeStart
 
+from o2o_diffusion.studies.results import results_of
 from o2o_diffusion.studies.rows import read_rows
 from o2o_diffusion.studies.runner import Runner
 from o2o_diffusion.studies.schedule import run_study
+from o2o_diffusion.studies.screening import shown_oracles
 
 
 def minute(cell, data):
@@ -56,6 +58,10 @@ def test_a_group_without_a_gain_of_the_oracle_is_dropped(make_study, places, cap
     assert "Not run from seed 1 on, because the best oracle gains less than 3: none in long (+1.0)" in shown
     run(study, places, start := FakeStart(score))
     assert start.started == []
+    shown = shown_oracles(study, results_of(study, read_rows(places.rows)))
+    assert shown.startswith(
+        "Gain of the best oracle in area: short: unguided +5.0; long: unguided +1.0, which says noth"
+    )
 
 
 def test_a_variant_that_gains_nothing_on_the_first_task_is_dropped_everywhere(make_study, places):
