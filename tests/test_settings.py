@@ -8,6 +8,8 @@ import pytest
 from annotated_types import Ge, Interval
 
 from o2o_diffusion.command_line import command_line, describe
+from o2o_diffusion.environments.behaviors.factory import CONTROLLERS
+from o2o_diffusion.environments.behaviors.policy import packaged_policy
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.settings import CONFIGS, available, compose
 from o2o_diffusion.training.folders import GROUPS, SETTINGS, save_settings
@@ -16,6 +18,7 @@ from o2o_diffusion.training.train_generator import GeneratorTraining
 from o2o_diffusion.types import TransitionSpec
 
 ALL = [(group, name) for group in GROUPS for name in available(group)]
+SUITE = sorted(path.stem for path in (CONFIGS / "experiment" / "suite").glob("*.yaml"))
 
 
 def finetune(*overrides: str):
@@ -36,6 +39,17 @@ def test_every_experiment_builds_its_components_and_names_its_source(name):
     source, settings = (CONFIGS / "experiment" / f"{name}.yaml").read_text().split("pretrain_updates", 1)
     assert re.search(r"arXiv \d{4}\.\d{5}|CORL", source)
     assert f"name: {name.partition('-')[2]}\n" in settings
+
+
+@pytest.mark.parametrize("name", SUITE)
+def test_a_task_of_the_suite_is_small_and_needs_no_download(name):
+    settings = finetune(f"experiment=suite/{name}")
+    assert settings.run.updates_per_step * settings.run.online_steps <= 50_000
+    task = settings.components["task"].config
+    if task.dataset is not None and name != "door-human":
+        assert task.recording is not None and task.recording.dataset == task.dataset
+        behaviors = {stage.behavior for stage in task.recording.stages} - {"random", *CONTROLLERS}
+        assert all(packaged_policy(behavior).stat().st_size < 200_000 for behavior in behaviors)
 
 
 def test_an_experiment_names_components_with_differences_that_go_with_the_name(tmp_path):

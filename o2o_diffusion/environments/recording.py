@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 class Stage:
     """A part of a recording with one behavior."""
 
-    behavior: Annotated[str, "random, waypoints, balance, or a packaged policy (halfcheetah/step_52473)"] = "random"
+    behavior: Annotated[str, "random, waypoints, balance, reach, or a packaged policy (halfcheetah/step_52473)"] = (
+        "random"
+    )
     noise: Annotated[float, "standard deviation of Gaussian noise added to actions in [-1, 1]", Ge(0)] = 0.0
     share: Annotated[float, "share of the recording's steps, relative to the other stages", Gt(0)] = 1.0
     stochastic: Annotated[bool, "whether a policy samples its actions"] = False

@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt, Le
 
 from o2o_diffusion.data.datasets import Dataset, load_dataset
 from o2o_diffusion.data.local import local_ids
-from o2o_diffusion.data.scores import reference_scores
+from o2o_diffusion.data.scores import ReferenceScores, reference_scores
 from o2o_diffusion.environments.environment import AgentEnvironment, make_environment
 from o2o_diffusion.environments.physics import Physics, show_physics
 from o2o_diffusion.environments.recording import Recording, record
@@ -50,6 +50,9 @@ class Task:
         reward_scale: Annotated[float, "factor applied after `reward`", Gt(0)] = 1.0
         reward_bias: Annotated[float, "added after `reward_scale`"] = 0.0
         failure_reward: Annotated[float | None, "raw reward at every step of a failed episode"] = None
+        reference_returns: Annotated[
+            tuple[float, float] | None, "raw returns that score 0 and 100; null: the dataset's, or D4RL's"
+        ] = None
         recording: Annotated[Recording | None, "recording that creates the dataset if it is missing"] = None
 
         def __post_init__(self):
@@ -57,6 +60,8 @@ class Task:
                 raise ValueError("'episodes' and 'fraction' are both set, expected at most one")
             if self.dataset is None and (self.episodes or self.fraction):
                 raise ValueError("'episodes' and 'fraction' select from a dataset, but 'dataset' is not set")
+            if self.reference_returns is not None and self.reference_returns[0] >= self.reference_returns[1]:
+                raise ValueError(f"'reference_returns' is {self.reference_returns}, expected the lower one first")
 
     def __init__(self, config: Config):
         self.config = config
@@ -79,6 +84,8 @@ class Task:
         data_environment = self.dataset.environment or replace(self.environment, physics={})
         self.spec = replace(self.dataset.spec, environment=self.environment, data_environment=data_environment)
         self.scores = self.dataset.scores or reference_scores(self.environment.id)
+        if config.reference_returns is not None:
+            self.scores = ReferenceScores(*config.reference_returns, source="the task's references")
         self.transform = reward_transform(config, self.dataset.episodes, self.environment.id)
 
     @property

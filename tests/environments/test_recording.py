@@ -57,6 +57,15 @@ def test_balance_keeps_the_pole_up():
         record(Recording("o2o/other-v0", "Pendulum-v1", stages=[Stage("balance")]), progress=False)
 
 
+def test_the_reaching_behavior_ends_near_the_target():
+    record(Recording("o2o/reach-v0", "Reacher-v5", num_steps=500, stages=[Stage("reach")]), progress=False)
+    observations = np.stack([episode.observations[[0, -1], 8:10] for episode in load_dataset("o2o/reach-v0").episodes])
+    first, last = np.linalg.norm(observations, axis=-1).mean(0)  # m from fingertip to target
+    assert first > 0.15 and last < 0.07  # straight arms approach slowly
+    with pytest.raises(InputError, match="'reach' drives Reacher only, not Pendulum-v1"):
+        record(Recording("o2o/other-v0", "Pendulum-v1", stages=[Stage("reach")]), progress=False)
+
+
 def test_waypoints_reach_the_goal():
     recording = Recording(
         "o2o/maze-v0", "PointMaze_Medium-v3", MAZE, num_steps=2_000, stages=[Stage("waypoints", noise=0.5)]

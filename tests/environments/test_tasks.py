@@ -118,6 +118,13 @@ def test_data_that_name_no_environment_come_from_the_one_that_is_set(pendulum_ta
         Task(Task.Config(dataset=pendulum_table))
 
 
+def test_scores_are_relative_to_the_returns_that_a_task_names():
+    task = Task(Task.Config(environment="Hopper-v5", reference_returns=(-40.0, 60.0)))
+    assert task.scores is not None and task.scores.normalize(np.array([-40.0, 10.0, 60.0])).tolist() == [0, 50, 100]
+    with pytest.raises(ValueError, match="expected the lower one first"):
+        Task.Config(environment="Hopper-v5", reference_returns=(60.0, -40.0))
+
+
 def test_the_settings_scale_and_bias_come_after_the_kinds():
     told = Task.Config(reward="minus_one", reward_scale=10.0, reward_bias=3.0)
     transform = reward_transform(told, episodes([0.0, 1.0]), "Hopper-v5")

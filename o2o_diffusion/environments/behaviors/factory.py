@@ -10,11 +10,16 @@ import numpy as np
 
 from o2o_diffusion.environments.behaviors.balance import Balance
 from o2o_diffusion.environments.behaviors.policy import SavedPolicy, packaged_policy
+from o2o_diffusion.environments.behaviors.reach import Reach
 from o2o_diffusion.environments.behaviors.waypoints import Waypoints
 from o2o_diffusion.errors import InputError
 
 Behavior = Callable[[Any], np.ndarray]
 """Maps a raw observation of the environment to an action [action_dim] in [-1, 1]."""
+
+
+CONTROLLERS: dict[str, Callable[[gym.Env], Behavior]] = {"waypoints": Waypoints, "balance": Balance, "reach": Reach}
+"""Controllers that need no training, each for its own environments."""
 
 
 class Random:
@@ -30,16 +35,14 @@ class Random:
 
 
 def make_behavior(name: str, environment: gym.Env, *, stochastic: bool, random: np.random.Generator) -> Behavior:
-    """Create the behavior `name` ("random", "waypoints", "balance" or a packaged policy) for a raw `environment`.
+    """Create the behavior `name` (of `CONTROLLERS`, "random" or a packaged policy) for a raw `environment`.
 
     With `stochastic`, a policy samples its actions. Raises InputError if the name is unknown or does not fit.
     """
     if name == "random":
         return Random(environment, random)
-    if name == "waypoints":
-        return Waypoints(environment)
-    if name == "balance":
-        return Balance(environment)
+    if name in CONTROLLERS:
+        return CONTROLLERS[name](environment)
     policy = SavedPolicy.load(packaged_policy(name), random if stochastic else None)
     shapes = environment.observation_space.shape, environment.action_space.shape
     if shapes != ((policy.observation_dim,), (policy.action_dim,)):

@@ -95,5 +95,7 @@ def packaged_policy(name: str) -> Path:
     path = FOLDER / f"{name}.safetensors"
     known = [file.relative_to(FOLDER).with_suffix("").as_posix() for file in sorted(FOLDER.glob("**/*.safetensors"))]
     if name not in known:
-        raise InputError(f"unknown behavior {name!r}{nearest(name, ['random', 'waypoints', 'balance', *known])}")
+        raise InputError(
+            f"unknown behavior {name!r}{nearest(name, ['random', 'waypoints', 'balance', 'reach', *known])}"
+        )
     return path
