@@ -13,7 +13,7 @@ from o2o_diffusion.protocols import Agent
 from o2o_diffusion.replay import Draw, Replay
 from o2o_diffusion.samplers.mixture import Mixture, pools_of
 from o2o_diffusion.schedule import Shares
-from o2o_diffusion.types import GENERATED, Metrics, Source, TransitionSpec
+from o2o_diffusion.types import GENERATED, Metrics, Source, Transitions, TransitionSpec
 
 UNSEEN = float("inf")
 
@@ -64,8 +64,8 @@ class Prioritized(Mixture):
 
     def refresh(self, sizes: list[int]) -> None:
         """Rebuild the table: the cumulative sum of (|TD error| + epsilon)^alpha over all N rows, starting at 0."""
-        maximum = self.tensors["maximum"]
-        known = torch.minimum(self.tensors["priorities"], torch.where(maximum > 0, maximum, 1.0))
+        maximum, priorities = self.tensors["maximum"], self.tensors["priorities"]
+        known = torch.where(priorities == UNSEEN, torch.where(maximum > 0, maximum, 1.0), priorities)
         cumulative = (known.double() ** self.config.alpha).cumsum(0)
         self.tensors["table"] = torch.cat([cumulative.new_zeros(1), cumulative])
         self.sizes = sizes
@@ -83,7 +83,7 @@ class Prioritized(Mixture):
 
     @torch.no_grad()
     def update(self, replay: Replay, agent: Agent) -> Metrics:
-        """Set the priorities of the last draw's rows to their current errors."""
+        """Set the priorities of the last draw's rows to their current values."""
         self._prepare(replay)
         priorities, (rows, pools) = self.tensors["priorities"], self.tensors["drawn"]
         ring = replay.online
@@ -92,14 +92,19 @@ class Prioritized(Mixture):
         self.position = ring.position
         if len(rows) == 0:
             return {}
-        errors = td_errors(agent, replay.gather(Draw.create(rows, pools)), replay).float()
-        errors = broadcast(errors)  # the main process's, so that all processes draw the same
+        measured, metrics = self.measure(agent, replay.gather(Draw.create(rows, pools)), replay)
+        measured = broadcast(measured.float())  # the main process's, so that all processes draw the same
         is_real = pools < GENERATED[0]
-        found = torch.where(is_real, errors + self.config.epsilon, UNSEEN)
+        found = torch.where(is_real, measured, UNSEEN)
         priorities[replay.starts[pools] + rows] = found
         largest = torch.where(is_real, found, 0.0).max()
         self.tensors["maximum"] = torch.maximum(self.tensors["maximum"], largest)
-        return {"td_error": errors.mean()}
+        return metrics
+
+    def measure(self, agent: Agent, batch: Transitions, replay: Replay) -> tuple[Tensor, Metrics]:
+        """[B] priorities of the raw rows `batch`, |TD error| + epsilon, and metrics."""
+        errors = td_errors(agent, batch, replay)
+        return errors + self.config.epsilon, {"td_error": errors.mean()}
 
     def _prepare(self, replay: Replay) -> None:
         """Create the tensors, with one priority per row of the replay, or move restored ones to its device."""

@@ -143,5 +143,6 @@ def test_every_process_makes_the_same_draws(make, monkeypatch):
         monkeypatch.setattr(distributed, "num_processes", lambda number=number: number)
         monkeypatch.setattr(distributed, "rank", lambda number=number: number - 1)
         monkeypatch.setattr(distributed.dist, "broadcast", lambda tensor, src: None)
+        monkeypatch.setattr(distributed.dist, "all_reduce", lambda tensor, number=number: tensor.mul_(number))
         draws.append(list(run(make(), make_replay(generated_offline=30, generated_online=30), SHARES["generated"], 5)))
     assert equal(*draws)
