@@ -7,7 +7,7 @@ a refresh. It can be saved between any two ticks, and a restored run reaches the
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from itertools import dropwhile
 from pathlib import Path
@@ -27,6 +27,7 @@ from o2o_diffusion.training.logger import Logger
 from o2o_diffusion.training.probe import Probe
 from o2o_diffusion.training.refresher import Refresher
 from o2o_diffusion.training.session import Session, check_losses
+from o2o_diffusion.training.shadow import Shadow, shadow_test
 from o2o_diffusion.types import Episode, Metrics, Transitions
 
 START = Phase("start")
@@ -67,6 +68,7 @@ class Loop(Stateful):
         final_eval_episodes: Annotated[int, "episodes of the evaluations at the switch and at the end", Ge(1)] = 20
         log_interval: Annotated[int, "updates between logged metrics", Ge(1)] = 500
         checkpoint_interval: Annotated[int, "ticks (updates and environment steps) between checkpoints", Ge(1)] = 20_000
+        shadow: Annotated[Shadow, "test of new rows on copies of the learner"] = field(default_factory=Shadow)
         keep_checkpoints: Annotated[int, "number of newest whole checkpoints to keep; 0: all", Ge(0)] = 2
         pretrained: Annotated[str | None, "folder of a pretraining run to load the learner from"] = None
         output: Annotated[str | None, "folder of the run; null: a new one under runs/"] = None
@@ -267,6 +269,18 @@ class Loop(Stateful):
             self.logger.warn(f"refresh {self.refresher.count} is {verdict}; going on with real rows")
         rows = verdict.rows if verdict.accepted else 0
         self.log("refresh", {**metrics, "rows": rows, "asked_rows": verdict.asked_rows, "auc": verdict.auc})
+        if verdict.accepted and self.config.shadow.updates:
+            self.test_shadow()
+
+    def test_shadow(self) -> None:
+        """Remove new rows that would make the learner worse."""
+        parts = self.learner, self.sampler, self.refresher, self.replay, self.current
+        with self.session.autocast():
+            effect = shadow_test(self.config.shadow, *parts)
+        self.log("shadow", {**effect.metrics, "accepted": float(effect.accepted)})
+        if not effect.accepted:
+            self.refresher.refuse(self.replay)
+            self.logger.warn(f"refresh {self.refresher.count} is refused: {effect}; going on with real rows")
 
     def evaluate(self) -> None:
         """Score the deterministic policy in the evaluation environments."""

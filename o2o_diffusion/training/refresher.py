@@ -74,6 +74,13 @@ class Refresher(Stateful):
         self.rows += replay.num_generated
         return verdict
 
+    def refuse(self, replay: Replay) -> None:
+        """Remove the rows of the last refresh, which the gate accepted."""
+        self.rows -= replay.num_generated
+        self.refused += 1
+        self.accepted = False
+        replay.replace_generated({})
+
     def refresh(
         self,
         replay: Replay,
