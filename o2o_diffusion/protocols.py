@@ -21,10 +21,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from o2o_diffusion.decision import Circumstances, Decision
 from o2o_diffusion.distributed import ShardedRng
 from o2o_diffusion.replay import Draw, Replay
 from o2o_diffusion.schedule import Budget, GeneratedShare, Phase, Refresh, Shares
@@ -136,6 +137,21 @@ class PretrainedGenerator(Generator, Protocol):
 
     def save_pretrained(self, folder: Path, provenance: Mapping[str, Any]) -> None:
         """Save everything needed for sampling, atomically; `provenance` describes the training data."""
+        ...
+
+
+@runtime_checkable
+class DecidingGenerator(Generator, Protocol):
+    """A generator that decides by what is known of a run whether to generate; `decision` is shown in the plan."""
+
+    decision: Decision
+
+    def decide(self, known: Circumstances) -> Decision:
+        """Decide before the run and before any other call."""
+        ...
+
+    def reconsider(self, policy_return: float) -> Decision:
+        """Decide again with the mean return of the pretrained policy, before the first environment step."""
         ...
 
 

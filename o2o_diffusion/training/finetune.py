@@ -5,12 +5,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from o2o_diffusion.decision import Circumstances
 from o2o_diffusion.environments.collector import Collector
 from o2o_diffusion.environments.evaluation import Evaluator
 from o2o_diffusion.environments.tasks import Task
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.optimization import batch_part
-from o2o_diffusion.protocols import Generator
+from o2o_diffusion.protocols import DecidingGenerator, Generator
 from o2o_diffusion.replay import Replay
 from o2o_diffusion.settings import CONFIGS, PACKAGE, Settings
 from o2o_diffusion.training.folders import (
@@ -88,6 +89,7 @@ class Run:
     def plan(self) -> dict[str, str]:
         """Summary of the run, for the header."""
         loop, components, task = self.loop, self.settings.components, self.task
+        generator = loop.refresher.generator
         return {
             "task": task.description,
             "score": task.scores.source if task.scores else "raw return or success rate",
@@ -95,6 +97,7 @@ class Run:
             "reward": f"{task.transform.scale:.4g} * r + {task.transform.bias:.4g} for the learner",
             "learner": components["learner"].target.__name__,
             "generator": f"{components['generator'].target.__name__}, {num_refreshes(loop)} refreshes",
+            **({"decision": str(generator.decision)} if isinstance(generator, DecidingGenerator) else {}),
             **({"asked for by the method": self.settings.asked} if self.settings.origins else {}),
             "plan": show_phases(loop.phases),
             **self.session.plan(),
@@ -121,6 +124,8 @@ class Run:
     def _loop(self) -> Loop:
         task, components = self.task, self.settings.components
         generator: Generator = self.component("generator")
+        if isinstance(generator, DecidingGenerator):
+            generator.decide(self._circumstances())
         replay = self._replay(generator)
         task.load(replay)
         evaluator = self._evaluator() if self.session.is_main else None
@@ -142,6 +147,17 @@ class Run:
                 "dataset": task.dataset.fingerprint,
                 "reward": [task.transform.scale, task.transform.bias, task.config.failure_reward],
             },
+        )
+
+    def _circumstances(self) -> Circumstances:
+        """What a generator can decide by."""
+        config, learner = self.config, self.settings.components["learner"].config
+        return Circumstances(
+            offline_rows=self.task.dataset.num_transitions,
+            updates_per_step=config.updates_per_step,
+            num_critics=getattr(learner, "ensemble_size", 2),
+            layer_norm=getattr(learner, "layer_norm", False),
+            data_return=self.task.dataset.mean_return,
         )
 
     def _replay(self, generator: Generator) -> Replay:

@@ -13,12 +13,13 @@ from itertools import dropwhile
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from annotated_types import Ge, Interval
 
-from o2o_diffusion.distributed import rank, shard
+from o2o_diffusion.distributed import broadcast, rank, shard
 from o2o_diffusion.environments.collector import Collector
 from o2o_diffusion.environments.evaluation import Evaluator
-from o2o_diffusion.protocols import Generator, Learner, Sampler
+from o2o_diffusion.protocols import DecidingGenerator, Generator, Learner, Sampler
 from o2o_diffusion.replay import Replay
 from o2o_diffusion.schedule import Budget, Phase, Shares
 from o2o_diffusion.state import Stateful
@@ -285,13 +286,21 @@ class Loop(Stateful):
     def evaluate(self) -> None:
         """Score the deterministic policy in the evaluation environments."""
         self.evaluated_at = [self.updates, self.env_steps]
-        if self.evaluator is None:
-            return
+        policy_return = self.score() if self.evaluator is not None else 0.0
+        generator = self.refresher.generator
+        if self.env_steps == 0 and self.updates and isinstance(generator, DecidingGenerator):
+            known = torch.tensor(policy_return, dtype=torch.float64, device=self.replay.device)
+            self.log("decision", {"decision": str(generator.reconsider(float(broadcast(known))))})
+
+    def score(self) -> float:
+        """Record and log an evaluation; returns the policy's mean return."""
+        assert self.evaluator is not None
         at_end = self.env_steps in (0, self.total_steps)
         result = self.evaluator(self.learner, self.config.final_eval_episodes if at_end else self.config.eval_episodes)
         where = {"phase": self.current.name, "updates": self.updates, "env_steps": self.env_steps}
         self.evaluations.append({**where, **result.summary()})
         self.log("evaluation", result.summary())
+        return result.mean_return
 
     def log(self, kind: str, metrics: Mapping[str, Any]) -> None:
         """Write one line of metrics; raises InputError if a loss is not finite, keeping the last checkpoint."""
