@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from o2o_diffusion.settings import CONFIGS, compose
-from o2o_diffusion.studies.study import Cell, key_of
+from o2o_diffusion.studies.keys import key_of
+from o2o_diffusion.studies.study import Cell
 from o2o_diffusion.training.folders import GROUPS
 from o2o_diffusion.training.loop import Loop
 

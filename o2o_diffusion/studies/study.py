@@ -1,26 +1,17 @@
 """A study: cells, which are one value on each axis, times seeds, read from one YAML file."""
 
-import hashlib
 import itertools
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge
-from omegaconf import OmegaConf
 
 from o2o_diffusion.errors import InputError, nearest
-from o2o_diffusion.settings import CONFIGS, compose, find
-from o2o_diffusion.training.folders import GROUPS
-from o2o_diffusion.training.loop import Loop
+from o2o_diffusion.settings import compose, find
+from o2o_diffusion.studies.keys import key_of
 
-BOOKKEEPING = (
-    "seed", "num_seeds", "output", "threads", "logger", "log_interval", "checkpoint_interval", "keep_checkpoints",
-)  # fmt: skip
-"""Settings that don't change a run's results, and the seeds."""
 DATA = "<data>"
 """Stands for the folder of the datasets in a study's settings, so that results don't depend on where it is."""
 
@@ -75,6 +66,9 @@ class Study:
         axes: Annotated[dict[str, Any], "axis -> value -> list of settings; cells are all combinations"] = field(
             default_factory=dict
         )
+        skip: Annotated[list[dict[str, str]], "cells to leave out, by some of their values"] = field(
+            default_factory=list
+        )
         compare: Annotated[str, "axis whose values are compared with `baseline`, all else equal"] = ""
         baseline: Annotated[str, "value of the compared axis"] = ""
         settings: Annotated[list[Any], "settings of every cell"] = field(default_factory=list)
@@ -93,25 +87,26 @@ class Study:
         if config.baseline not in (values := config.axes.get(config.compare, {})):
             hint = nearest(config.baseline, values)
             raise InputError(f"{path}: baseline '{config.baseline}' is no value of axis '{config.compare}'{hint}")
-        if unknown := next((name for name in config.screen.oracles if name not in values), None):
-            raise InputError(f"{path}: screen.oracles: '{unknown}' is no value of axis '{config.compare}'")
+        for name, axis, value in _named(config):
+            if value not in config.axes.get(axis, {}):
+                raise InputError(f"{path}: {name}: '{value}' is no value of axis '{axis}'")
         return cls(path.stem, config)
 
     def cells(self, seeds: int | None = None) -> Iterator[Cell]:
         """All cells of seed 0, then all of seed 1, and so on; in the order of the axes' values."""
         settings, start = self.settings(), ("pretrained=shared",) if self.config.share_pretraining else ()
-        keys = {values: key_of((*own, *start)) for values, own in settings.items()}
         for seed in range(seeds or self.config.seeds):
             for values, own in settings.items():
                 named = dict(zip(self.config.axes, values, strict=True))
-                yield Cell(named, seed, (*own, f"seed={seed}"), keys[values])
+                yield Cell(named, seed, (*own, f"seed={seed}"), key_of((*own, *start)))
 
     def settings(self) -> dict[tuple[str, ...], tuple[str, ...]]:
-        """Settings of every combination of the axes' values, without a seed."""
+        """Settings of every combination of the axes' values but those to skip, without a seed."""
         axes, common = self.config.axes, self.config.settings
         return {
             values: tuple(flat([common, *(axes[axis][value] for axis, value in zip(axes, values, strict=True))]))
             for values in itertools.product(*axes.values())
+            if not any(skip.items() <= dict(zip(axes, values, strict=True)).items() for skip in self.config.skip)
         }
 
     def variants_and_groups(self) -> list[tuple[str, str]]:
@@ -119,6 +114,12 @@ class Study:
         compare = self.config.compare
         combinations = (dict(zip(self.config.axes, values, strict=True)) for values in self.settings())
         return [(values[compare], group_of(values, compare)) for values in combinations]
+
+
+def _named(config: Study.Config) -> Iterator[tuple[str, str, str]]:
+    """(setting, axis, value) of every value that a study's settings name."""
+    yield from (("screen.oracles", config.compare, value) for value in config.screen.oracles)
+    yield from (("skip", axis, value) for skip in config.skip for axis, value in skip.items())
 
 
 def group_of(values: Mapping[str, str], compare: str) -> str:
@@ -133,29 +134,6 @@ def flat(settings: Any) -> Iterator[str]:
             yield setting
         else:
             yield from flat(setting)
-
-
-@cache
-def key_of(settings: tuple[str, ...]) -> str:
-    """Digest of the settings that change results; raises InputError for an unknown setting.
-
-    Only differences from the defaults of the classes count, so that a new setting leaves the keys as they are; a
-    changed default raises `NUMBERS`.
-    """
-    composed = compose(CONFIGS / "finetune.yaml", Loop.Config, GROUPS, settings)
-    plain = {name: value for name, value in composed.plain.items() if name not in BOOKKEEPING}
-    defaults = {group: component.target.Config for group, component in composed.components.items()}  # type: ignore
-    changed = changes({name: value for name, value in plain.items() if name not in GROUPS}, Loop.Config)
-    for group in (group for group in GROUPS if group in plain):
-        target = plain[group].pop("target")
-        changed[group] = {"target": target, **changes(plain[group], defaults[group])}
-    return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def changes(values: Mapping[str, Any], config: type) -> dict[str, Any]:
-    """The `values` that differ from the defaults of the dataclass `config`."""
-    defaults: Any = OmegaConf.to_container(OmegaConf.structured(config))
-    return {name: value for name, value in values.items() if value != defaults.get(name)}
 
 
 def with_data(settings: tuple[str, ...], data: Path | None) -> list[str]:
