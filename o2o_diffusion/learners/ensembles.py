@@ -16,9 +16,14 @@ def weighted_min_pair(q: Tensor, dim: int) -> Tensor:
     return (q.sort(dim).values * weights.view(shape)).sum(dim)
 
 
+def twice(values: Tensor, dim: int) -> Tensor:
+    """Repeat each of the N entries along `dim`, one per agent, for its two critics: 2N entries."""
+    return values.repeat_interleave(2, dim)
+
+
 def pair_minima(q: Tensor) -> Tensor:
     """[..., 2N, B] -> [..., N, B], minima over members 2i and 2i + 1, the two critics of agent i."""
-    return q.unflatten(-2, (-1, 2)).amin(-2)
+    return torch.minimum(q[..., ::2, :], q[..., 1::2, :])
 
 
 def best(actions: Tensor, scores: Tensor) -> Tensor:

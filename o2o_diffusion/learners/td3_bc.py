@@ -47,8 +47,8 @@ class TD3BC(BaseLearner):
 
     def build(self) -> None:
         """Create an actor and two critics, each with a target."""
-        c, dims = self.config, (self.spec.observation_dim, self.spec.action_dim)
-        self.actor = DeterministicActor(*dims, c.hidden).to(self.device)
+        c = self.config
+        self.actor = self.build_actor().to(self.device)
         self.critic = self.build_critic().to(self.device)
         self.target_actor = deepcopy(self.actor).requires_grad_(False)
         self.target_critic = deepcopy(self.critic).requires_grad_(False)
@@ -56,6 +56,10 @@ class TD3BC(BaseLearner):
         self.critic_optimizer = Optimizer(self.critic.parameters(), c.learning_rate)
         self.exploration = torch.tensor(c.exploration_noise, device=self.device).log()
         self.num_updates = 0
+
+    def build_actor(self) -> DeterministicActor:
+        """The policy network."""
+        return DeterministicActor(self.spec.observation_dim, self.spec.action_dim, self.config.hidden)
 
     @property
     def bc(self) -> Tensor | float:

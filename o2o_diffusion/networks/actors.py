@@ -124,7 +124,8 @@ class TanhGaussianActor(nn.Module):
 
     `output_gain` scales the last layer's initial weights; a small gain gives initial mean 0 and sigma 1 in every state.
     With `affine_log_std`, log sigma is m times the network's output plus b, with learned m and b, initially 1 and -1
-    (CQL). `context_dim` is the width of an optional second input, which is not normalized.
+    (CQL). `context_dim` is the width of an optional second input, which is not normalized. With `ensemble_size`, that
+    many policies with separate weights, and distributions of [E, B, A].
     """
 
     def __init__(
@@ -139,12 +140,14 @@ class TanhGaussianActor(nn.Module):
         log_std_range: tuple[float, float] = (-20.0, 2.0),
         layer_norm: bool = False,
         output_gain: float = RELU_GAIN,
+        ensemble_size: int | None = None,
     ):
         super().__init__()
         self.normalizer = Normalizer(observation_dim)
         outputs = 2 * action_dim if state_dependent_std else action_dim
         inputs = observation_dim + context_dim
-        self.mlp = MLP(inputs, hidden, outputs, layer_norm=layer_norm, output_gain=output_gain)
+        options = {"layer_norm": layer_norm, "output_gain": output_gain, "ensemble_size": ensemble_size}
+        self.mlp = MLP(inputs, hidden, outputs, **options)
         self.log_std = None if state_dependent_std else nn.Parameter(torch.zeros(action_dim))
         self.affine = nn.Parameter(torch.tensor([1.0, -1.0])) if affine_log_std else None
         self.log_std_range = log_std_range
@@ -163,15 +166,20 @@ class TanhGaussianActor(nn.Module):
 
 
 class DeterministicActor(nn.Module):
-    """TD3's policy tanh(mlp(s)), with small last-layer weights so that no action starts at a bound."""
+    """TD3's policy tanh(mlp(s)), with small last-layer weights so that no action starts at a bound.
 
-    def __init__(self, observation_dim: int, action_dim: int, hidden: Sequence[int]):
+    With `ensemble_size`, that many policies with separate weights.
+    """
+
+    def __init__(
+        self, observation_dim: int, action_dim: int, hidden: Sequence[int], *, ensemble_size: int | None = None
+    ):
         super().__init__()
         self.normalizer = Normalizer(observation_dim)
-        self.mlp = MLP(observation_dim, hidden, action_dim, output_gain=0.01)
+        self.mlp = MLP(observation_dim, hidden, action_dim, ensemble_size=ensemble_size, output_gain=0.01)
 
     def forward(self, observations: Tensor) -> Tensor:
-        """[B, observation_dim] -> actions [B, A] in [-1, 1]."""
+        """[B, observation_dim] -> actions [B, A] in [-1, 1], or [E, B, A] of an ensemble."""
         return self.mlp(self.normalizer(observations)).tanh()
 
 

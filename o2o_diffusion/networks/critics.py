@@ -47,6 +47,18 @@ class Critic(nn.Module):
             q = functional_call(self.mlp, chosen, x)
         return q.squeeze(-1).unflatten(-1, actions.shape[stacked:-1])
 
+    def own(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """[..., B, observation_dim] and actions of each member [..., E, B, action_dim] -> q [..., E, B].
+
+        With N actions per row, [..., E, B, N, action_dim] -> [..., E, B, N].
+        """
+        rows = observations.ndim - 1  # the axis of rows in `actions`
+        x = self.normalizer(observations).unsqueeze(-3)
+        if actions.ndim > x.ndim:
+            x = x.unsqueeze(-2)
+        x = torch.cat([x.expand(*actions.shape[:-1], -1), actions], dim=-1).flatten(rows, -2)
+        return self.mlp(x, per_member=True).squeeze(-1).unflatten(-1, actions.shape[rows:-1])
+
 
 class Value(nn.Module):
     """A state value network."""

@@ -91,10 +91,13 @@ class MLP(nn.Module):
         self.norms = nn.ModuleList(norm(width, ensemble_size) if layer_norm else nn.Identity() for width in hidden)
         self.ensemble_size, self.dropout = ensemble_size, dropout
 
-    def forward(self, x: Tensor, rng: ShardedRng | None = None) -> Tensor:
-        """Apply dropout only if `rng` is given, so never in acting or evaluation."""
+    def forward(self, x: Tensor, rng: ShardedRng | None = None, *, per_member: bool = False) -> Tensor:
+        """Apply dropout only if `rng` is given, so never in acting or evaluation.
+
+        With `per_member`, each member of the ensemble has its own inputs [..., E, B, input_dim].
+        """
         *hidden, output = self.layers
-        x = x if self.ensemble_size is None else x.unsqueeze(-3)  # one input for all members
+        x = x if self.ensemble_size is None or per_member else x.unsqueeze(-3)  # one input for all members
         for layer, norm in zip(hidden, self.norms, strict=True):
             x = F.relu(norm(layer(x)))
             if self.dropout and rng is not None:
