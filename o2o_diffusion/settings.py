@@ -148,6 +148,18 @@ def choose(base: Path | None, groups: Sequence[str], overrides: Sequence[str]) -
     return Choices(layers, {group: chosen[group] for group in groups}, origins)
 
 
+def component(group: str, name: str, settings: Mapping[str, Any]) -> Component:
+    """The component of a group's file with `settings` changed, checked as in a run; for components with parts.
+
+    The file's `run:` section is ignored.
+    """
+    file = load(find(group, name))
+    target = locate(str(file.pop("target", "")))
+    file.pop("run", None)
+    node = _merged(_merged(OmegaConf.structured(target.Config), file), OmegaConf.create(dict(settings)), f"{name}.")
+    return Component(target, _checked(node, f"{name}."))
+
+
 def locate(target: str) -> type:
     """Import the class at a dotted path; raises InputError if there is none."""
     module, _, name = MOVED.get(target, target).rpartition(".")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from o2o_diffusion.distributed import ShardedRng
 from o2o_diffusion.optimization import Optimizer
+from o2o_diffusion.state import Stateful
 from o2o_diffusion.types import Metrics, Transitions
 
 
@@ -39,16 +40,7 @@ class Stack:
 
     def __init__(self, learners: Sequence[Any]):
         self.learners, self.whole = learners, deepcopy(learners[0])
-        for name, part in vars(self.whole).items():
-            parts = [getattr(learner, name) for learner in learners]
-            if isinstance(part, ShardedRng):
-                setattr(self.whole, name, StackedRng(parts))
-            elif isinstance(part, (nn.Module, Optimizer)):
-                for whole, *views in zip(tensors(part), *map(tensors, parts), strict=True):
-                    share(whole, views)
-            if isinstance(part, Optimizer):
-                for single in parts:
-                    single.steps = part.steps
+        join(self.whole, learners)
 
     def update(self, batches: Sequence[Transitions]) -> list[Metrics]:
         """Run one update of every learner, each on its batch; returns the metrics of each."""
@@ -60,6 +52,22 @@ class Stack:
         return [{name: column[k] for name, column in columns.items()} for k in range(len(batches))]
 
 
+def join(whole: Any, learners: Sequence[Any]) -> None:
+    """Let the tensors and random streams of `whole`, and of a learner inside it, be those of `learners` stacked."""
+    for name, part in vars(whole).items():
+        parts = [getattr(learner, name) for learner in learners]
+        if isinstance(part, Stateful):
+            join(part, parts)
+        elif isinstance(part, ShardedRng):
+            setattr(whole, name, StackedRng(parts))
+        elif isinstance(part, (nn.Module, Optimizer)):
+            for stacked, *views in zip(tensors(part), *map(tensors, parts), strict=True):
+                share(stacked, views)
+        if isinstance(part, Optimizer):
+            for single in parts:
+                single.steps = part.steps
+
+
 def host_state(learner: Any) -> dict[str, Any]:
     """The values that stacked learners have in common, such as the phase and the number of updates."""
     return {name: getattr(learner, name) for name in learner.state_fields}
@@ -69,6 +77,9 @@ def copy_host_state(source: Any, target: Any) -> None:
     """Set the values that stacked learners have in common."""
     for name, value in host_state(source).items():
         setattr(target, name, value)
+    for name, part in vars(source).items():
+        if isinstance(part, Stateful):
+            copy_host_state(part, getattr(target, name))
 
 
 def tensors(part: nn.Module | Optimizer) -> Iterable[Tensor]:
