@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 from omegaconf import OmegaConf
 
-from o2o_diffusion.errors import InputError, OneLineError
+from o2o_diffusion.errors import OneLineError
 from o2o_diffusion.ranges import written
 from o2o_diffusion.settings import CONFIGS, Settings, available, choose, compose, locate
 
@@ -24,7 +24,8 @@ def command_line(
 ) -> tuple[Settings | None, argparse.Namespace]:
     """Parse a script's command line: `--<group> name`, `key=value` overrides, `--help` with every setting.
 
-    `flags` adds options that take an optional value (`--resume`). Returns None instead of settings if one is given.
+    `flags` adds options that take an optional value (`--resume`). Returns None instead of settings if one is given:
+    the settings are then those of a run, with the overrides in the second result.
     """
     parser = argparse.ArgumentParser(
         description=description,
@@ -39,13 +40,11 @@ def command_line(
     for flag, text in (flags or {}).items():
         parser.add_argument(f"--{flag}", nargs="?", const="auto", help=text)
     arguments = parser.parse_intermixed_args(list(argv))
-    for flag in flags or {}:
-        if getattr(arguments, flag) is not None:
-            if arguments.overrides:
-                raise InputError(f"--{flag} takes its settings from the run; leave out {' '.join(arguments.overrides)}")
-            return None, arguments
     named = [f"{group}={getattr(arguments, group)}" for group in choices if getattr(arguments, group) is not None]
-    return compose(CONFIGS / base if base else None, run, groups, [*named, *arguments.overrides]), arguments
+    arguments.overrides = [*named, *arguments.overrides]
+    if any(getattr(arguments, flag) is not None for flag in flags or {}):
+        return None, arguments
+    return compose(CONFIGS / base if base else None, run, groups, arguments.overrides), arguments
 
 
 def main(function: Callable[[list[str]], int | None]) -> None:

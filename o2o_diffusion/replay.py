@@ -90,6 +90,10 @@ class Pool:
         if state["size"] > self.capacity:
             raise ValueError(f"{state['size']} saved {self.source.name} rows do not fit into a pool of {self.capacity}")
         self.size, self.position = state["size"], state["position"]
+        if self.position < self.size < self.capacity:  # the ring was full, and has grown since
+            if self.position:
+                raise ValueError(f"the {self.source.name} pool of {self.size} rows is full and can't become larger")
+            self.position = self.size
         for name, rows in state["rows"].items():
             field = self.fields[name] if name in self.fields else getattr(self, name)
             field[: self.size] = rows.to(field.device)

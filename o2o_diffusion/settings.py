@@ -15,10 +15,13 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from o2o_diffusion.errors import InputError, nearest
 from o2o_diffusion.ranges import violations
+from o2o_diffusion.trust import is_trusted, trust
 
 PACKAGE = Path(__file__).parent
 CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"
 """Inside the package in a wheel, next to it in a checkout."""
+MODULES = "modules"
+"""Override that names modules from which components may be imported, for this process only."""
 MOVED = {
     "o2o_diffusion.tasks.Task": "o2o_diffusion.environments.tasks.Task",
     "o2o_diffusion.logger.Logger": "o2o_diffusion.training.logger.Logger",
@@ -98,13 +101,17 @@ class Choices:
     origins: dict[str, str]
 
 
-def compose(base: Path | None, run: type, groups: Sequence[str], overrides: Sequence[str] = ()) -> Settings:
+def compose(
+    base: Path | None, run: type, groups: Sequence[str], overrides: Sequence[str] = (), *, recorded: Sequence[str] = ()
+) -> Settings:
     """Compose settings from the file `base`, the files of its groups and `overrides` ("key=value"); later ones win.
 
-    See `choose` for the precedence. Every value is then checked against the type and range of its field.
-    Raises InputError, one line, for an unknown setting, a wrong type, or a value out of range.
+    `overrides` are the user's own words: modules that they name are trusted. `recorded` ones are read from a file, win
+    over `base` only, and make nothing trusted. See `choose` for the precedence. Every value is then checked against the
+    type and range of its field. Raises InputError, one line, for an unknown setting, a wrong type, or a value out of
+    range.
     """
-    choices = choose(base, groups, overrides)
+    choices = choose(base, groups, [*recorded, *trusted(overrides)])
     root = OmegaConf.structured(run)
     for prefix, layer in choices.layers:
         root = _merged(root, layer, prefix)
@@ -161,8 +168,13 @@ def component(group: str, name: str, settings: Mapping[str, Any]) -> Component:
 
 
 def locate(target: str) -> type:
-    """Import the class at a dotted path; raises InputError if there is none."""
+    """Import the class at a dotted path; raises InputError if there is none, or its module is not trusted."""
     module, _, name = MOVED.get(target, target).rpartition(".")
+    if not is_trusted(module):
+        raise InputError(
+            f"target '{target}' is code outside of {PACKAGE.name}, which a file alone can't have imported; if you trust"
+            f" it, add {MODULES}=[{module.partition('.')[0]}]"
+        )
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
@@ -175,6 +187,23 @@ def locate(target: str) -> type:
 def available(group: str) -> list[str]:
     """Names of the YAML files of a group."""
     return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+def trusted(overrides: Sequence[str]) -> list[str]:
+    """Trust the modules that `overrides` name, by `modules=[...]` or as a target; returns the overrides but `modules`.
+
+    Raises InputError if `modules` is no list of names.
+    """
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == MODULES:
+            names = [name.strip() for name in value.strip("[] ").split(",")]
+            if not all(name.replace(".", "_").isidentifier() for name in names):
+                raise InputError(f"'{override}': expected names of modules, such as {MODULES}=[my_module]")
+            trust(names)
+        elif key.endswith(".target"):
+            trust([value])
+    return [override for override in overrides if not override.startswith(f"{MODULES}=")]
 
 
 def _parse(overrides: Sequence[str], groups: Sequence[str]) -> DictConfig:

@@ -10,7 +10,7 @@ def finetune(argv: list[str]) -> int:
     """Start a run, or resume one with `--resume [auto|DIR]`."""
     flags = {"resume": "continue an interrupted run: its folder, or auto for the newest"}
     settings, arguments = command_line(__doc__, "finetune.yaml", Loop.Config, GROUPS, argv, flags)
-    run = resume(arguments.resume) if settings is None else start(settings)
+    run = resume(arguments.resume, arguments.overrides) if settings is None else start(settings)
     return run.execute()
 
 

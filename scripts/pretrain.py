@@ -11,7 +11,7 @@ def pretrain(argv: list[str]) -> int:
     flags = {"resume": "continue an interrupted run: its folder, or auto for the newest"}
     offline = [] if any(word.startswith("--resume") for word in argv) else ["online_steps=0"]  # also in experiments
     settings, arguments = command_line(__doc__, "pretrain.yaml", Loop.Config, GROUPS, [*argv, *offline], flags)
-    run = resume(arguments.resume) if settings is None else start(settings)
+    run = resume(arguments.resume, arguments.overrides) if settings is None else start(settings)
     return run.execute()
 
 

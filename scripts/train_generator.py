@@ -8,8 +8,9 @@ def train_generator(argv: list[str]) -> int:
     """Train on the task's dataset, with a second one as online rows if given; `--resume [auto|DIR]` resumes."""
     flags = {"resume": "continue an interrupted training: the generator's folder, or auto for the newest"}
     settings, arguments = command_line(__doc__, "train_generator.yaml", GeneratorTraining.Config, GROUPS, argv, flags)
-    training = GeneratorTraining.resume(arguments.resume) if settings is None else GeneratorTraining(settings)
-    return training.execute()
+    if settings is None:
+        return GeneratorTraining.resume(arguments.resume, arguments.overrides).execute()
+    return GeneratorTraining(settings).execute()
 
 
 if __name__ == "__main__":

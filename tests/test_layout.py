@@ -9,7 +9,7 @@ import o2o_diffusion
 
 PACKAGE = Path(o2o_diffusion.__file__).parent
 LAYERS = (
-    "errors ranges types distributed state progress",
+    "errors ranges trust types distributed state progress",
     "optimization settings storage replay schedule decision",
     "protocols data networks diffusion command_line",
     "agents environments",

@@ -22,7 +22,13 @@ def test_the_generator_of_ones_own_runs(tmp_path, tiny_run, monkeypatch):
     (tmp_path / "noisy_rows.py").write_text(shorter)
     (tmp_path / "noisy.yaml").write_text("target: noisy_rows.NoisyRows\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    own = [f"generator={tmp_path / 'noisy.yaml'}", "generator.noise=0.01", "learner=iql", f"output={tmp_path / 'run'}"]
+    own = [
+        f"generator={tmp_path / 'noisy.yaml'}",
+        "generator.noise=0.01",
+        "learner=iql",
+        "modules=noisy_rows",
+        f"output={tmp_path / 'run'}",
+    ]
     loop = Run(compose(CONFIGS / "finetune.yaml", Loop.Config, GROUPS, [*tiny_run, *own])).loop
     shares, update = [], loop.learner.update
     loop.learner.update = lambda batch: shares.append(float(batch.is_generated.float().mean())) or update(batch)

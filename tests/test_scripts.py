@@ -69,7 +69,7 @@ def test_an_interrupted_run_saves_and_goes_on(tmp_path, tiny_run):
     process.send_signal(2)
     shown, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and f"--resume {folder}" in shown
-    assert len(list((folder / "checkpoints").iterdir())) == 1 and not (folder / "summary.json").exists()
+    assert len(list((folder / "checkpoints").iterdir())) == 2 and not (folder / "summary.json").exists()
 
 
 def mistakes(table: str, folder: Path) -> dict[str, tuple[list[str], str]]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from o2o_diffusion.distributed import ShardedRng, broadcast, rank
-from o2o_diffusion.errors import InputError
+from o2o_diffusion.environments.guard import GuardedEnvironment, StepFault
 from o2o_diffusion.protocols import Agent
 from o2o_diffusion.replay import Replay
 from o2o_diffusion.types import Episode, Transitions, TransitionSpec
@@ -19,7 +19,8 @@ class Collector:
 
     An episode is determined by its reset seed and actions: each reset is seeded with `seed` + the episode number, and
     an interrupted episode is restored by replaying its actions. `rng` is the exploration stream, seeded with
-    `exploration_seed`. Only the main process has an environment and explores.
+    `exploration_seed`. Only the main process has an environment and explores. A call of the environment may take
+    `timeout` seconds (0: no limit); a fault of it changes nothing here.
     """
 
     def __init__(
@@ -29,9 +30,11 @@ class Collector:
         *,
         seed: int,
         exploration_seed: int,
+        timeout: float = 0.0,
         device: torch.device | str = "cpu",
     ):
-        self.environment, self.spec, self.seed, self.device = environment, spec, seed, device
+        self.environment = None if environment is None else GuardedEnvironment(environment, timeout=timeout)
+        self.spec, self.seed, self.device = spec, seed, device
         self.rng = ShardedRng(exploration_seed, device, shared=False)
         self.episode = -1
         self.last_return = float("nan")
@@ -46,11 +49,11 @@ class Collector:
         return bool(self.observations)
 
     def begin_episode(self) -> None:
-        """Reset the environment."""
-        self.episode += 1
+        """Reset the environment; raises StepFault if that fails."""
         first = np.zeros(self.spec.observation_dim, dtype=np.float32)
         if self.environment is not None:
-            first, _ = self.environment.reset(seed=self.seed + self.episode)
+            first, _ = self.environment.reset(seed=self.seed + self.episode + 1)
+        self.episode += 1
         self.observations = [broadcast(torch.from_numpy(first).to(self.device)).cpu().numpy()]
         self.actions, self.rewards, self.rows = [], [], []
 
@@ -58,11 +61,14 @@ class Collector:
         """Take one exploration step and store it in the online pool; returns the episode if this step ended it.
 
         The action is computed from the environment's last observation or, with `random_actions`, drawn uniformly.
-        Raises InputError if the environment returns non-finite numbers.
+        Raises StepFault if the action or the environment's answer is faulty.
         """
-        action, observation, reward, terminated, truncated = self._step_everywhere(agent, random_actions)
-        if not (np.isfinite(observation).all() and np.isfinite(reward)):
-            raise InputError(f"the environment returned numbers that are not finite in episode {self.episode}")
+        before = self.rng.state_dict()
+        try:
+            action, observation, reward, terminated, truncated = self._step_everywhere(agent, random_actions)
+        except StepFault:
+            self.rng.load_state_dict(before)
+            raise
         tensors = [torch.from_numpy(array)[None] for array in (self.observations[-1], action, observation)]
         batch = Transitions.create(
             tensors[0], tensors[1], torch.tensor([reward]), tensors[2], torch.tensor([float(terminated)])

@@ -10,6 +10,7 @@ import torch
 from o2o_diffusion.data.scores import ReferenceScores
 from o2o_diffusion.distributed import ShardedRng
 from o2o_diffusion.environments.environment import make_environment
+from o2o_diffusion.environments.guard import GuardedEnvironment
 from o2o_diffusion.protocols import Agent
 from o2o_diffusion.types import EnvironmentSpec
 
@@ -96,6 +97,7 @@ class Evaluator:
 
     Episode k is reset with `seed + k`, and an agent that samples during evaluation gets the same random numbers on each
     call: there is no state to save, equal agents get equal results, and exactly the first `episodes` episodes count.
+    A call of an environment may take `timeout` seconds (0: no limit). Raises StepFault if an environment fails.
     """
 
     def __init__(
@@ -106,9 +108,11 @@ class Evaluator:
         seed: int,
         max_parallel: int = 10,
         references: ReferenceScores | None = None,
+        timeout: float = 0.0,
         device: torch.device | str = "cpu",
     ):
-        self.environments = [make_environment(environment) for _ in range(min(episodes, max_parallel))]
+        count = min(episodes, max_parallel)
+        self.environments = [GuardedEnvironment(make_environment(environment), timeout=timeout) for _ in range(count)]
         self.episodes, self.seed, self.references, self.device = episodes, seed, references, device
         self.is_goal_task = "desired_goal" in environment.observation_keys
 

@@ -19,7 +19,7 @@ from o2o_diffusion.diffusion.solvers import dpm_scheduler
 from o2o_diffusion.errors import InputError, nearest
 from o2o_diffusion.generators.card import model_card
 from o2o_diffusion.generators.model import TransitionDenoiser, layout
-from o2o_diffusion.settings import PACKAGE, locate
+from o2o_diffusion.settings import locate
 from o2o_diffusion.storage import atomic_folder, damage, recover, save_json, sha256, write_manifest
 from o2o_diffusion.types import TransitionSpec
 
@@ -61,13 +61,11 @@ def load_generator(
 ) -> Any:
     """Load the generator from the folder or hub id `name`, as an instance of the class that saved it.
 
-    A local folder may name a class of any installed package, a download only one of this package. Raises InputError if
-    there is no generator, a file is missing or altered, or `spec` has different columns.
+    A class outside of this package must be trusted; see `settings.locate`. Raises InputError if there is no generator,
+    a file is missing or altered, or `spec` has different columns.
     """
     folder = find_folder(name)
     target = str(read_settings(folder).get("target"))
-    if not Path(name).expanduser().is_dir() and not target.startswith(f"{PACKAGE.name}."):
-        raise InputError(f"generator {name} is a {target}; only classes of {PACKAGE.name} are run from the hub")
     cls: Any = locate(target)
     if not hasattr(cls, "from_pretrained"):
         raise InputError(f"saved generator {folder}: {target} cannot be loaded from a folder")

@@ -107,8 +107,12 @@ class Prioritized(Mixture):
         return errors + self.config.epsilon, {"td_error": errors.mean()}
 
     def _prepare(self, replay: Replay) -> None:
-        """Create the tensors, with one priority per row of the replay, or move restored ones to its device."""
-        if not self.tensors:
+        """Create the tensors, with one priority per row of the replay, or move restored ones to its device.
+
+        If the replay has grown since they were saved, every row is unseen again.
+        """
+        if not self.tensors or len(self.tensors["priorities"]) != len(replay.memory["rewards"]):  # a grown replay
+            self.draws = 0
             priorities = torch.full((len(replay.memory["rewards"]),), UNSEEN)
             drawn = torch.empty(2, 0, dtype=torch.int64)
             self.tensors = {"priorities": priorities, "maximum": torch.zeros(()), "drawn": drawn}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
-from o2o_diffusion.settings import PACKAGE
+from o2o_diffusion.settings import MODULES, PACKAGE
 from o2o_diffusion.studies.places import Places
 from o2o_diffusion.studies.study import Cell
 
@@ -76,7 +76,9 @@ class Runner:
         is_begun = self.places.is_begun(cell)
         if folder.exists() and not is_begun:
             shutil.rmtree(folder)
-        arguments = [f"--resume={folder}"] if is_begun else self.places.arguments(cell)
+        arguments = self.places.arguments(cell)
+        if is_begun:
+            arguments = [f"--resume={folder}", *(word for word in arguments if word.startswith(f"{MODULES}="))]
         print(f"{cell.name}: {'continued' if is_begun else 'started'}", flush=True)
         self.running.append((cell, self.start(cell.script, arguments, folder.with_suffix(".log"))))
 

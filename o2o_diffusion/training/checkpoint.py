@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -26,16 +27,20 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
     Then delete all but the newest `keep` whole checkpoints and this one (0: keep all). `settings` identifies the run's
     settings. Raises OSError if the folder can't be written.
     """
-    target = folder / f"step_{step:09d}"
+    target = folder / name_of(step)
     if target.exists() and _damage(target) is None and read_manifest(target, MANIFEST)["settings"] == settings:
         return target  # the state at a given step is unique
     sweep(folder, "step_*")  # temporary folders of any step
     tensors: dict[str, Tensor] = {}
     content = _split(state, tensors)
-    with atomic_folder(target, replace=True) as temporary:
-        save_file(tensors, temporary / TENSORS)
-        save_text(temporary / STATE, json.dumps(content))
-        write_manifest(temporary, MANIFEST, schema=SCHEMA, version=__version__, step=step, settings=settings)
+    try:
+        with atomic_folder(target, replace=True) as temporary:
+            save_file(tensors, temporary / TENSORS)
+            save_text(temporary / STATE, json.dumps(content))
+            write_manifest(temporary, MANIFEST, schema=SCHEMA, version=__version__, step=step, settings=settings)
+    except (OSError, SafetensorError) as error:
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        raise OSError(f"checkpoint {target} of {size:,} bytes can't be written: {error}") from error
     if keep:
         _prune(folder, target, keep)
     return target
@@ -60,6 +65,16 @@ def checkpoints(folder: Path) -> list[Path]:
         sweep(folder, "step_*")  # restores one that was moved aside
     found = [path for path in folder.glob("step_*") if NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=_step)
+
+
+def name_of(step: int) -> str:
+    """Folder name of the checkpoint at `step`."""
+    return f"step_{step:09d}"
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The newest whole checkpoint in `folder`, if there is one."""
+    return next((path for path in reversed(checkpoints(folder)) if _is_whole(path)), None)
 
 
 def _step(path: Path) -> int:

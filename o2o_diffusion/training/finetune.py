@@ -1,5 +1,7 @@
 """Fine-tuning runs: build the components from settings, show the plan, run, and write the results."""
 
+import contextlib
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +16,9 @@ from o2o_diffusion.optimization import batch_part
 from o2o_diffusion.protocols import DecidingGenerator, Generator
 from o2o_diffusion.replay import Replay
 from o2o_diffusion.settings import CONFIGS, PACKAGE, Settings
+from o2o_diffusion.storage import lock
+from o2o_diffusion.training.checkpoint import name_of, newest_whole
+from o2o_diffusion.training.faults import reported
 from o2o_diffusion.training.folders import (
     CHECKPOINTS,
     SETTINGS,
@@ -25,6 +30,7 @@ from o2o_diffusion.training.folders import (
 from o2o_diffusion.training.logger import Logger
 from o2o_diffusion.training.loop import Loop
 from o2o_diffusion.training.plan import expected_seconds, num_refreshes, show_minutes, show_phases, show_pools
+from o2o_diffusion.training.record import Record
 from o2o_diffusion.training.report import save_curve, save_summary, show_plan, show_summary, summarize
 from o2o_diffusion.training.session import EXPLORATION_OFFSET, Session, processor, seed_of
 from o2o_diffusion.types import Source
@@ -39,17 +45,20 @@ class Run:
         folder: Path | None = None,
         state: dict[str, Any] | None = None,
         *,
+        record: Record | None = None,
         task: Task | None = None,
     ):
-        """Create a new run, or restore the interrupted run in `folder` from its saved `state`.
+        """Create a new run, or restore the interrupted run in `folder` from its saved `state` and `record`.
 
         `task` is that of the settings with its episodes, if it was made before; it is not changed.
         """
-        self.settings, self.config = settings, settings.run
+        self.settings, self.config, self.is_new = settings, settings.run, state is None
         logger = settings.components["logger"].config
         Logger.check(logger)
         self.folder = folder or new_folder(self.config.output, f"{run_name(settings)}_seed{self.config.seed}")
         self.session = Session(self.config.threads, self.config.matmul, tracker=logger.tracker, folder=self.folder)
+        self.settings = settings.with_run(**self.session.choices())
+        self.record = record or Record(self.settings.to_yaml())
         with self.session.accelerator.main_process_first():
             self.task: Task = copy(task) if task else settings.components["task"].build()
         self.loop = self._loop()
@@ -60,31 +69,46 @@ class Run:
             self._start_from(Path(self.config.pretrained))
 
     @classmethod
-    def resume(cls, folder: Path) -> "Run":
-        """Restore the interrupted run in `folder`."""
-        saved = open_run(folder, "--resume")
-        return cls(saved.settings, folder, saved.state)
+    def resume(cls, folder: Path, overrides: Sequence[str] = ()) -> "Run":
+        """Restore the interrupted run in `folder`, with `overrides` of its settings."""
+        saved = open_run(folder, "--resume", overrides)
+        return cls(saved.settings, folder, saved.state, record=saved.record)
 
     def execute(self) -> int:
         """Show the plan, run until finished or interrupted, write and show the results; returns the exit code."""
         self.session.listen()
-        plan = self.plan()  # on every process: the updates it times are collective
-        self.save_settings()
-        if self.session.is_main:
-            show_plan(plan)
-        finished = self.loop.run()
-        self.loop.logger.close()
-        if self.session.is_main and finished:
-            show_summary(*self.report())
-        elif self.session.is_main:
+        checkpoints = self.folder / CHECKPOINTS
+        with self.locked(), reported(self.folder, checkpoints, self.folder):
+            plan = self.plan()  # on every process: the updates it times are collective
+            self.begin()
+            if self.session.is_main:
+                show_plan(plan)
+            finished = self.loop.run()
+            self.loop.logger.close()
+            if self.session.is_main and finished:
+                show_summary(*self.report())
+        if self.session.is_main and not finished:
             print(f"interrupted; continue with: --resume {self.folder}")
         self.session.close()
         return 0 if finished else 130
 
-    def save_settings(self) -> None:
-        """Write the settings, as resolved on this machine, into the run's folder."""
-        if self.session.is_main:
-            save_settings(self.settings.with_run(**self.session.choices()), self.folder)
+    def locked(self) -> contextlib.AbstractContextManager:
+        """Hold the lock of the folder on the main process; raises InputError if another process has it."""
+        return lock(self.folder) if self.session.is_main else contextlib.nullcontext()
+
+    def begin(self) -> None:
+        """Write the settings and the first checkpoint of a new run, so that it can be continued from now on.
+
+        Raises InputError if another process has used the folder since this run was made.
+        """
+        if not self.session.is_main:
+            return
+        last = newest_whole(self.folder / CHECKPOINTS)
+        if last != (None if self.is_new else self.folder / CHECKPOINTS / name_of(self.loop.ticks)):
+            raise InputError(f"another process has run in {self.folder} meanwhile; start again")
+        if self.is_new:
+            save_settings(self.record.text, self.folder)
+            self.loop.save()
 
     def plan(self) -> dict[str, str]:
         """Summary of the run, for the header."""
@@ -143,6 +167,7 @@ class Run:
             evaluator=evaluator,
             logger=Logger(components["logger"].config, self.folder, self.session.accelerator, self.settings.plain),
             folder=self.folder,
+            record=self.record,
             identity={
                 "dataset": task.dataset.fingerprint,
                 "reward": [task.transform.scale, task.transform.bias, task.config.failure_reward],
@@ -181,6 +206,7 @@ class Run:
             self.task.spec,
             seed=seed_of(self.config.seed, "environment"),
             exploration_seed=seed_of(self.config.seed, "learner") + EXPLORATION_OFFSET,
+            timeout=self.config.step_timeout,
             device=self.session.device,
         )
 
@@ -190,6 +216,7 @@ class Run:
             episodes=self.config.final_eval_episodes,
             seed=seed_of(self.config.seed, "evaluation"),
             references=self.task.scores,
+            timeout=self.config.step_timeout,
             device=self.session.device,
         )
 
@@ -202,6 +229,7 @@ class Run:
         self._check_identity(state, self.folder)
         try:
             self.loop.load_state_dict(state)
+            self.loop.reopen()
         except (KeyError, RuntimeError, ValueError) as error:
             raise InputError(f"{self.folder} can't be continued: {error}") from error
 

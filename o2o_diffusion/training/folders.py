@@ -1,5 +1,6 @@
 """Run folders: create new ones, find interrupted ones, load the settings and state of a run."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from o2o_diffusion.errors import InputError
 from o2o_diffusion.protocols import Learner
 from o2o_diffusion.settings import Settings, compose
 from o2o_diffusion.storage import check_writable, save_text
-from o2o_diffusion.training.checkpoint import load_checkpoint
+from o2o_diffusion.training.checkpoint import checkpoints, load_checkpoint
 from o2o_diffusion.training.loop import Loop
+from o2o_diffusion.training.record import Record
 from o2o_diffusion.types import TransitionSpec
 
 GROUPS = ("task", "generator", "sampler", "learner", "logger")
@@ -25,11 +27,12 @@ TRAINING = ".training"
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A run on disk: its settings and newest state; `name` is the setting that gave its folder."""
+    """A run on disk: its settings, their record, and its newest state; `name` is the setting that gave its folder."""
 
     folder: Path
     name: str
     settings: Settings
+    record: Record
     state: dict[str, Any]
 
     def learner(self, spec: TransitionSpec, device: torch.device | str = "cpu") -> Learner:
@@ -44,31 +47,46 @@ class SavedRun:
         return learner
 
 
-def open_run(folder: Path, name: str = "run") -> SavedRun:
-    """Open the run in `folder`, given by the setting `name`.
+def open_run(folder: Path, name: str = "run", overrides: Sequence[str] = ()) -> SavedRun:
+    """Open the run in `folder`, given by the setting `name`, with `overrides` of its settings.
 
-    Raises InputError if it is not a run folder, has no usable checkpoint, or was written by another version.
+    Raises InputError if it is not a run folder, has no usable checkpoint, was written by another version, or if its
+    settings were changed since.
     """
     if not (folder / SETTINGS).is_file():
         raise InputError(f"{name}={folder}: no {SETTINGS} there; expected the folder of a run")
+    settings, record, state = reopen(folder, Loop.Config, GROUPS, overrides)
+    return SavedRun(folder, name, settings, record, state)
+
+
+def reopen(
+    folder: Path, config: type, groups: Sequence[str], overrides: Sequence[str]
+) -> tuple[Settings, Record, dict[str, Any]]:
+    """Settings, record and newest state of the run or training in `folder`; see `open_run`."""
     state = load_checkpoint(folder / CHECKPOINTS)  # first: settings of another version may be unknown
-    return SavedRun(folder, name, compose(folder / SETTINGS, Loop.Config, GROUPS), state)
+    record = Record.of(state.pop("settings")).continued(folder / SETTINGS, overrides)
+    return compose(folder / SETTINGS, config, groups, overrides, recorded=record.overrides), record, state
 
 
-def save_settings(settings: Settings, folder: Path) -> None:
-    """Write all settings as YAML; environment secrets stay unresolved. Raises OSError if it can't be written."""
-    save_text(folder / SETTINGS, settings.to_yaml())
+def save_settings(text: str, folder: Path) -> None:
+    """Write the YAML of all settings, once; raises OSError if it can't be written."""
+    save_text(folder / SETTINGS, text)
 
 
 def new_folder(output: str | None, name: str) -> Path:
     """Path of a new run folder, not created yet; raises InputError if it can't be written or already holds a run."""
     folder = Path(output) if output else free_folder(Path("runs") / name)
-    if (folder / SETTINGS).exists():
+    if holds_run(folder):
         raise InputError(
             f"output '{folder}' already holds a run; choose another, or continue it with --resume {folder}"
         )
     check_writable(folder)
     return folder
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run can be continued or read in `folder`: its settings are followed by its first checkpoint."""
+    return (folder / SETTINGS).exists() and ((folder / SUMMARY).exists() or bool(checkpoints(folder / CHECKPOINTS)))
 
 
 def newest_unfinished() -> Path:
@@ -102,7 +120,7 @@ def new_output(output: str | None, name: str) -> Path:
     check_writable(folder)
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"output '{folder}' is not empty; choose another folder")
-    if training_of(folder).exists():
+    if checkpoints(training_of(folder) / CHECKPOINTS):
         raise InputError(
             f"output '{folder}' is still being trained; continue with --resume {folder}, or choose another"
         )

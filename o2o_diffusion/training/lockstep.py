@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from o2o_diffusion.environments.guard import StepFault
 from o2o_diffusion.learners.stacking import Stack, host_state
 from o2o_diffusion.training.loop import Action, Loop
 
@@ -21,7 +22,18 @@ class Lockstep:
         self.stacked: list[Any] = []
 
     def run(self) -> bool:
-        """Run every loop to its end; returns False if interrupted. Saves the last states in both cases."""
+        """Run every loop to its end; returns False if interrupted. Saves the last states in both cases.
+
+        A fault of one loop's environment leaves a checkpoint of every loop behind.
+        """
+        try:
+            return self._run()
+        except StepFault:
+            for loop in self.loops:
+                loop.save()
+            raise
+
+    def _run(self) -> bool:
         while waiting := [loop for loop in self.loops if not loop.finished]:
             if not all(self.advance(loop) for loop in waiting):
                 for loop in waiting:

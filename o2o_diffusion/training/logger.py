@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.progress import LINES, progress_bar
+from o2o_diffusion.storage import Lines
 
 
 class Logger:
@@ -37,9 +38,8 @@ class Logger:
         self.config, self.accelerator = config, accelerator
         self.writes = accelerator.is_main_process
         self.path = folder / "metrics.jsonl"
+        self.file = Lines(self.path)
         self.bars: dict[str, tqdm] = {}
-        if self.writes:
-            self.path.touch()
         if config.tracker is not None:
             options = {"wandb": {"mode": config.mode, "dir": str(folder)}} if config.tracker == "wandb" else {}
             accelerator.init_trackers(config.project, config=_flat(settings), init_kwargs=options)
@@ -57,8 +57,8 @@ class Logger:
         if not self.writes:
             return
         values = {name: _plain(value) for name, value in metrics.items()}
-        with self.path.open("a") as file:
-            file.write(json.dumps({"updates": updates, "env_steps": env_steps, **values}) + "\n")
+        if error := self.file.append(json.dumps({"updates": updates, "env_steps": env_steps, **values})):
+            self.warn(f"{error}; the line is written later")
         if self.config.tracker is not None:
             numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
             self.accelerator.log({**numbers, "env_steps": env_steps}, step=updates + env_steps)
@@ -89,14 +89,13 @@ class Logger:
         self.bars.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Number of bytes written."""
-        return {"bytes": self.path.stat().st_size if self.writes else 0}
+        """Number of bytes written, which are on the disk then."""
+        return {"bytes": self.file.flush() if self.writes else 0}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Delete the lines written after the checkpoint, so that a resumed run writes each line once."""
-        if self.writes:
-            with self.path.open("r+b") as file:
-                file.truncate(state["bytes"])
+        if self.writes and not self.file.cut(state["bytes"]):
+            self.warn(f"{self.path} is shorter than at the checkpoint: lines are missing")
 
 
 def _plain(value: Tensor | float | str | None) -> float | str | None:

@@ -19,15 +19,18 @@ from annotated_types import Ge, Interval
 from o2o_diffusion.distributed import broadcast, rank, shard
 from o2o_diffusion.environments.collector import Collector
 from o2o_diffusion.environments.evaluation import Evaluator
+from o2o_diffusion.environments.guard import StepFault
 from o2o_diffusion.protocols import DecidingGenerator, Generator, Learner, Sampler
 from o2o_diffusion.replay import Replay
 from o2o_diffusion.schedule import Budget, Phase, Shares
 from o2o_diffusion.state import Stateful
 from o2o_diffusion.training.checkpoint import save_checkpoint
+from o2o_diffusion.training.guard import SkippedUpdates, check_finite
 from o2o_diffusion.training.logger import Logger
 from o2o_diffusion.training.probe import Probe
+from o2o_diffusion.training.record import Record
 from o2o_diffusion.training.refresher import Refresher
-from o2o_diffusion.training.session import Session, check_losses
+from o2o_diffusion.training.session import Session
 from o2o_diffusion.training.shadow import Shadow, shadow_test
 from o2o_diffusion.types import Episode, Metrics, Transitions
 
@@ -49,7 +52,7 @@ class Loop(Stateful):
     """Runs a learner's phases on a replay, with a generator and a sampler.
 
     `identity` (data and reward scale) is saved with the state and checked on resuming. `make_learner` creates the
-    learner of phases that start with a fresh one.
+    learner of phases that start with a fresh one. `record` is the settings as saved with every checkpoint.
     """
 
     @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class Loop(Stateful):
         checkpoint_interval: Annotated[int, "ticks (updates and environment steps) between checkpoints", Ge(1)] = 20_000
         shadow: Annotated[Shadow, "test of new rows on copies of the learner"] = field(default_factory=Shadow)
         keep_checkpoints: Annotated[int, "number of newest whole checkpoints to keep; 0: all", Ge(0)] = 2
+        max_skipped_updates: Annotated[int, "updates in a row that are not finite before the run stops", Ge(1)] = 10
+        step_timeout: Annotated[float, "seconds that a call of the environment may take; 0: no limit", Ge(0)] = 600.0
         pretrained: Annotated[str | None, "folder of a pretraining run to load the learner from"] = None
         output: Annotated[str | None, "folder of the run; null: a new one under runs/"] = None
         threads: Annotated[int, "threads per process; 0: cores divided by processes", Ge(0)] = 1
@@ -100,11 +105,13 @@ class Loop(Stateful):
         logger: Logger,
         folder: Path,
         identity: Mapping[str, Any] | None = None,
+        record: Record = Record(),  # noqa: B008 - it is frozen
     ):
         self.config, self.session, self.folder, self.identity = config, session, folder, dict(identity or {})
         self.learner, self.make_learner, self.sampler, self.replay = learner, make_learner, sampler, replay
         self.refresher, self.collector, self.evaluator = Refresher(generator), collector, evaluator
-        self.logger, self.probe = logger, Probe(replay)
+        self.logger, self.probe, self.record = logger, Probe(replay), record
+        self.skipped = SkippedUpdates(config.max_skipped_updates)
         self.phases = self._phases()
         self.total_steps = sum(phase.env_steps for phase in self.phases)
         self.phase = -1
@@ -134,8 +141,12 @@ class Loop(Stateful):
         return self.phase == len(self.phases)
 
     def tick(self) -> None:
-        """Run the next action."""
-        self.do(self.due())
+        """Run the next action; a fault of the environment, which changes nothing, leaves a checkpoint behind."""
+        try:
+            self.do(self.due())
+        except StepFault:
+            self.save()
+            raise
 
     def due(self) -> Action:
         """The next action; changes nothing."""
@@ -171,7 +182,7 @@ class Loop(Stateful):
         self.ticks += 1
         self.seconds[part] = self.seconds.get(part, 0.0) + seconds
         if self.ticks % self.config.checkpoint_interval == 0:
-            self.save()
+            self.try_to_save()
 
     def begin_phase(self) -> None:
         """Start the next phase."""
@@ -207,6 +218,7 @@ class Loop(Stateful):
         phase = self.current
         self.updates_due -= 1
         self.updates += 1
+        self.skipped.add(metrics)
         if self.updates % self.config.log_interval == 0:
             self.log(phase.name, metrics | self.probe_metrics())
         if not phase.is_online:
@@ -225,8 +237,8 @@ class Loop(Stateful):
         """Take one environment step and store it in the replay."""
         phase = self.current
         if not self.collector.under_way:
-            self.learner.begin_episode()
             self.collector.begin_episode()
+            self.learner.begin_episode()
         episode = self.collector.step(self.learner, self.replay, random_actions=phase.random_actions)
         self.phase_steps += 1
         self.env_steps += 1
@@ -257,6 +269,7 @@ class Loop(Stateful):
         refresher = self.refresher
         with self.session.autocast():
             metrics = refresher.update(self.replay, self.learner)
+        self.skipped.add(metrics)
         done = refresher.total - refresher.updates_due
         self.logger.progress(f"refresh {refresher.count + 1}", done, refresher.total, lines=0)
         if refresher.updates_due == 0:
@@ -285,8 +298,8 @@ class Loop(Stateful):
 
     def evaluate(self) -> None:
         """Score the deterministic policy in the evaluation environments."""
-        self.evaluated_at = [self.updates, self.env_steps]
         policy_return = self.score() if self.evaluator is not None else 0.0
+        self.evaluated_at = [self.updates, self.env_steps]
         generator = self.refresher.generator
         if self.env_steps == 0 and self.updates and isinstance(generator, DecidingGenerator):
             known = torch.tensor(policy_return, dtype=torch.float64, device=self.replay.device)
@@ -303,15 +316,32 @@ class Loop(Stateful):
         return result.mean_return
 
     def log(self, kind: str, metrics: Mapping[str, Any]) -> None:
-        """Write one line of metrics; raises InputError if a loss is not finite, keeping the last checkpoint."""
-        check_losses(metrics, self.updates, kind)
+        """Write one line of metrics; raises Fault if too many updates in a row were not finite."""
+        if skipped := self.skipped.check(kind):
+            self.logger.warn(f"{kind}: {skipped:,} updates since the last line were not finite and were skipped")
+            metrics = {**metrics, "skipped_updates": skipped}
         self.logger.log({"kind": kind, **metrics}, updates=self.updates, env_steps=self.env_steps)
 
     def save(self) -> None:
-        """Write a checkpoint for `load_state_dict`."""
+        """Write a checkpoint for `load_state_dict`; raises Fault if a weight is not finite, OSError if it can't."""
         if rank() == 0:
+            check_finite(learner=self.learner, generator=self.refresher.generator)
             folder, keep = self.folder / "checkpoints", self.config.keep_checkpoints
-            save_checkpoint(folder, self.ticks, self.state_dict(), keep=keep)
+            state = self.state_dict() | {"settings": self.record.state()}
+            save_checkpoint(folder, self.ticks, state, keep=keep, settings=self.record.digest)
+
+    def try_to_save(self) -> None:
+        """Write a checkpoint, or warn that it can't be written: the disk may have space again at the next one."""
+        try:
+            self.save()
+        except OSError as error:
+            self.logger.warn(f"{error}; the run goes on and tries again in {self.config.checkpoint_interval:,} ticks")
+
+    def reopen(self) -> None:
+        """Continue the last phase of a finished run whose environment steps have become more."""
+        if self.finished and self.env_steps < self.total_steps:
+            self.phase -= 1
+            self.phase_steps = self.current.env_steps - (self.total_steps - self.env_steps)
 
     def _phases(self) -> tuple[Phase, ...]:
         """The learner's phases; with `pretrained`, only from the first environment step on."""

@@ -1,5 +1,6 @@
 """Runs of several seeds in one process: `num_seeds` ordinary runs, each in its own folder, with stacked learners."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,17 @@ from accelerate import PartialState
 from o2o_diffusion.environments.tasks import Task
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.settings import Settings
+from o2o_diffusion.training.faults import reported
 from o2o_diffusion.training.finetune import Run, run_name
-from o2o_diffusion.training.folders import SUMMARY, free_folder, newest_unfinished, open_run, seed_folder, seed_folders
+from o2o_diffusion.training.folders import (
+    CHECKPOINTS,
+    SUMMARY,
+    free_folder,
+    newest_unfinished,
+    open_run,
+    seed_folder,
+    seed_folders,
+)
 from o2o_diffusion.training.lockstep import Lockstep
 from o2o_diffusion.training.report import show_plan, show_seeds
 from o2o_diffusion.training.stackable import check_stacking
@@ -47,30 +57,35 @@ class SeedRuns:
         return cls(runs, folder)
 
     @classmethod
-    def resume(cls, folder: Path) -> "SeedRuns":
-        """Restore the interrupted runs in `folder`; finished ones are left alone."""
+    def resume(cls, folder: Path, overrides: Sequence[str] = ()) -> "SeedRuns":
+        """Restore the interrupted runs in `folder`, with `overrides` of each; finished ones are left alone."""
         unfinished = [path for path in seed_folders(folder) if not (path / SUMMARY).exists()]
         if not unfinished:
             raise InputError(f"--resume {folder}: every run in it is finished")
-        saved = [open_run(path, "--resume") for path in unfinished]
+        saved = [open_run(path, "--resume", overrides) for path in unfinished]
         task = build_task(saved[0].settings)
-        return cls([Run(run.settings, run.folder, run.state, task=task) for run in saved], folder)
+        runs = [Run(run.settings, run.folder, run.state, record=run.record, task=task) for run in saved]
+        return cls(runs, folder)
 
     def execute(self) -> int:
         """Show the plan, run until finished or interrupted, write and show the results; returns the exit code."""
         session = self.runs[0].session
         session.listen()
-        plan = self.plan()
-        for run in self.runs:
-            run.save_settings()
-        if session.is_main:
-            show_plan(plan)
-        finished = Lockstep([run.loop for run in self.runs]).run()
-        for run in self.runs:
-            run.loop.logger.close()
-        if session.is_main and finished:
-            show_seeds([run.report()[0] for run in self.runs], self.folder)
-        elif session.is_main:
+        with contextlib.ExitStack() as stack:
+            for run in self.runs:
+                stack.enter_context(run.locked())
+            stack.enter_context(reported(self.folder, self.runs[0].folder / CHECKPOINTS, self.folder))
+            plan = self.plan()
+            for run in self.runs:
+                run.begin()
+            if session.is_main:
+                show_plan(plan)
+            finished = Lockstep([run.loop for run in self.runs]).run()
+            for run in self.runs:
+                run.loop.logger.close()
+            if session.is_main and finished:
+                show_seeds([run.report()[0] for run in self.runs], self.folder)
+        if session.is_main and not finished:
             print(f"interrupted; continue with: --resume {self.folder}")
         for run in self.runs:
             run.session.close()
@@ -90,10 +105,13 @@ def start(settings: Settings) -> Run | SeedRuns:
     return Run(settings) if settings.run.num_seeds == 1 else SeedRuns.create(settings)
 
 
-def resume(where: str) -> Run | SeedRuns:
-    """Restore the interrupted run, or the runs of several seeds, in the folder `where` ("auto": the newest)."""
+def resume(where: str, overrides: Sequence[str] = ()) -> Run | SeedRuns:
+    """Restore the interrupted run, or the runs of several seeds, in the folder `where` ("auto": the newest).
+
+    `overrides` of their settings are recorded in the next checkpoints.
+    """
     folder = newest_unfinished() if where == "auto" else Path(where)
-    return SeedRuns.resume(folder) if seed_folders(folder) else Run.resume(folder)
+    return SeedRuns.resume(folder, overrides) if seed_folders(folder) else Run.resume(folder, overrides)
 
 
 def build_task(settings: Settings) -> Task:

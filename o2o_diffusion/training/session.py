@@ -1,10 +1,9 @@
 """Process setup of a run: number of processes, precision, threads, matmul precision, signals."""
 
-import math
 import os
 import platform
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -149,10 +148,3 @@ class Interruption:
 def seed_of(seed: int, part: str) -> int:
     """Seed of one part of a run: extra draws in one part don't change the others."""
     return int(np.random.SeedSequence([seed, SEEDS.index(part)]).generate_state(1)[0] % 2**31)
-
-
-def check_losses(metrics: Mapping[str, Any], updates: int, what: str) -> None:
-    """Raise InputError if a metric whose name ends in "loss" is not finite."""
-    for name, value in metrics.items():
-        if name.endswith("loss") and not math.isfinite(float(value)):
-            raise InputError(f"{name} is {float(value)} after {updates:,} updates: the {what} diverged")

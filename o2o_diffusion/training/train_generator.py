@@ -3,9 +3,11 @@
 During training, settings and checkpoints are in `<output>.training`; the folder `<output>` is created at the end.
 """
 
+import contextlib
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,21 +24,25 @@ from o2o_diffusion.progress import progress_bar
 from o2o_diffusion.protocols import Generator
 from o2o_diffusion.quality.gate import aucs
 from o2o_diffusion.replay import Replay
-from o2o_diffusion.settings import Settings, compose
-from o2o_diffusion.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from o2o_diffusion.settings import Settings
+from o2o_diffusion.storage import lock
+from o2o_diffusion.training.checkpoint import name_of, newest_whole, save_checkpoint
+from o2o_diffusion.training.faults import reported
 from o2o_diffusion.training.folders import (
     CHECKPOINTS,
-    SETTINGS,
     find_training,
     new_output,
     output_of,
+    reopen,
     save_settings,
     training_of,
 )
+from o2o_diffusion.training.guard import SkippedUpdates, check_finite
 from o2o_diffusion.training.plan import show_minutes, show_pools
+from o2o_diffusion.training.record import Record
 from o2o_diffusion.training.refresher import Refresher
 from o2o_diffusion.training.report import show_plan
-from o2o_diffusion.training.session import Session, check_losses
+from o2o_diffusion.training.session import Session
 from o2o_diffusion.types import GENERATED
 
 GROUPS = ("task", "generator")
@@ -59,6 +65,9 @@ class GeneratorTraining:
         quality_rows: Annotated[
             int, "generated rows per label to compare with training rows at the end; 0: none", Ge(0)
         ] = 2_000
+        max_skipped_updates: Annotated[int, "updates in a row that are not finite before the training stops", Ge(1)] = (
+            10
+        )
         threads: Annotated[int, "threads per process; 0: cores divided by processes", Ge(0)] = 0
         matmul: Annotated[str, "float32 matmul precision: highest, medium (oneDNN), or auto: medium if exact"] = "auto"
 
@@ -66,10 +75,18 @@ class GeneratorTraining:
             if 0 != self.quality_rows < 100:
                 raise ValueError(f"'quality_rows' is {self.quality_rows}, expected 0 or at least 100")
 
-    def __init__(self, settings: Settings, folder: Path | None = None, state: dict[str, Any] | None = None):
-        """Start a new training, or restore the interrupted one in `folder` from its saved `state`."""
-        self.settings, self.config = settings, settings.run
+    def __init__(
+        self,
+        settings: Settings,
+        folder: Path | None = None,
+        state: dict[str, Any] | None = None,
+        record: Record | None = None,
+    ):
+        """Start a new training, or restore the interrupted one in `folder` from its saved `state` and `record`."""
+        self.config, self.is_new = settings.run, state is None
         self.session = Session(self.config.threads, self.config.matmul)
+        self.settings = settings.with_run(**self.session.choices())
+        self.record = record or Record(self.settings.to_yaml())
         with self.session.accelerator.main_process_first():
             name = str(settings.components["task"].config.dataset or "the task")
             check_columns(name)
@@ -80,6 +97,7 @@ class GeneratorTraining:
         self.folder = folder or training_of(self.output)
         self.replay = make_replay(self.task.dataset, self.online, self.session.device)
         self.agent, self.refresher = NoAgent(), Refresher(self._build())
+        self.skipped = SkippedUpdates(self.config.max_skipped_updates)
         self.total = self.generator.next_refresh(self.replay).updates
         if self.total == 0 or not hasattr(self.generator, "save_pretrained"):
             raise InputError(f"generator {type(self.generator).__name__} has nothing to train")
@@ -87,11 +105,14 @@ class GeneratorTraining:
             self._continue_from(state)
 
     @classmethod
-    def resume(cls, where: str) -> "GeneratorTraining":
-        """Restore the interrupted training of the generator `where`, or the newest under generators/ if "auto"."""
+    def resume(cls, where: str, overrides: Sequence[str] = ()) -> "GeneratorTraining":
+        """Restore the interrupted training of the generator `where`, or the newest under generators/ if "auto".
+
+        `overrides` of its settings are recorded in the next checkpoint.
+        """
         folder = find_training(where)
-        state = load_checkpoint(folder / CHECKPOINTS)  # first: settings of another version may be unknown
-        return cls(compose(folder / SETTINGS, cls.Config, GROUPS), folder, state)
+        settings, record, state = reopen(folder, cls.Config, GROUPS, overrides)
+        return cls(settings, folder, state, record)
 
     @property
     def generator(self) -> Any:
@@ -106,24 +127,35 @@ class GeneratorTraining:
     def execute(self) -> int:
         """Show the plan, train, evaluate, save; returns the exit code, 130 if interrupted."""
         self.session.listen()
-        plan = self.plan()  # on every process: the updates it times are collective
-        try:
+        held = lock(self.output) if self.session.is_main else contextlib.nullcontext()
+        with held, reported(self.folder, self.folder / CHECKPOINTS, self.output):
+            plan = self.plan()  # on every process: the updates it times are collective
+            self.begin()
             if self.session.is_main:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                save_settings(self.settings.with_run(**self.session.choices()), self.folder)
                 show_plan(plan)
                 if constant := constant_columns(self.replay):
                     print(f"warning: constant columns, repeated in new rows: {', '.join(constant)}", file=sys.stderr)
             finished = self.train()
             if finished:
                 self.finish()
-        finally:
-            if self.session.is_main and not checkpoints(self.folder / CHECKPOINTS):
-                shutil.rmtree(self.folder, ignore_errors=True)
         if self.session.is_main and not finished:
             print(f"interrupted after {self.updates:,} updates; continue with: --resume {self.output}")
         self.session.close()
         return 0 if finished else 130
+
+    def begin(self) -> None:
+        """Write the settings and the first checkpoint of a new training, so that it can be continued from now on.
+
+        Raises InputError if another process has trained the generator since this one was made.
+        """
+        if not self.session.is_main:
+            return
+        last = newest_whole(self.folder / CHECKPOINTS)
+        if last != (None if self.is_new else self.folder / CHECKPOINTS / name_of(self.updates)):
+            raise InputError(f"another process has trained {self.output} meanwhile; start again")
+        if self.is_new:
+            save_settings(self.record.text, self.folder)
+            self.save()
 
     def train(self) -> bool:
         """Run the remaining updates; returns False if interrupted. Saves the last state in both cases."""
@@ -137,10 +169,12 @@ class GeneratorTraining:
                     return False
                 with self.session.autocast():
                     metrics = refresher.update(self.replay, self.agent)
+                self.skipped.add(metrics)
                 bar.update()
                 save = self.updates % self.config.checkpoint_interval == 0 or not refresher.updates_due
                 if save or self.updates % LOG_INTERVAL == 0:
-                    check_losses(metrics, self.updates, "training")
+                    if skipped := self.skipped.check("training"):
+                        print(f"warning: {skipped:,} updates were not finite and were skipped", file=sys.stderr)
                     losses = {key: float(value) for key, value in metrics.items() if key.endswith("loss")}
                     bar.set_postfix({key: f"{value:.3f}" for key, value in losses.items()}, refresh=False)
                 if save:
@@ -184,8 +218,9 @@ class GeneratorTraining:
     def save(self) -> None:
         """Write a checkpoint; a training resumed from it reaches the same weights."""
         if self.session.is_main:
-            state = {"refresher": self.refresher.state_dict(), "data": self._data()}
-            save_checkpoint(self.folder / CHECKPOINTS, self.updates, state)
+            check_finite(generator=self.generator)
+            state = {"refresher": self.refresher.state_dict(), "data": self._data(), "settings": self.record.state()}
+            save_checkpoint(self.folder / CHECKPOINTS, self.updates, state, settings=self.record.digest)
 
     def _continue_from(self, state: dict[str, Any]) -> None:
         if state["data"] != self._data():

@@ -37,7 +37,15 @@ def run(tmp_path, tiny_run):
             path = tmp_path / f"{target.rpartition('.')[2]}.yaml"
             path.write_text(f"target: {target}\n")
             chosen.append(f"{group}={path}")
-        base = [*tiny_run, "generator=none", "learner=iql", *chosen, *overrides, f"output={tmp_path / name}"]
+        base = [
+            *tiny_run,
+            "modules=contracts",
+            "generator=none",
+            "learner=iql",
+            *chosen,
+            *overrides,
+            f"output={tmp_path / name}",
+        ]
         return Run(compose(CONFIGS / "finetune.yaml", Loop.Config, GROUPS, base))
 
     return build

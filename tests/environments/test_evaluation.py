@@ -1,5 +1,6 @@
 """Evaluation counts each episode once, repeats exactly, and shows the score that fits the task."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -96,10 +97,12 @@ def test_the_score_fits_the_task():
 
 
 def test_success_at_any_step_counts(monkeypatch):
-    class Passing:
+    class Passing(gym.Env):
         """Succeeds at the step of its seed only, and ends after three."""
 
-        def reset(self, *, seed):
+        observation_space = gym.spaces.Box(0, 1, (1,))
+
+        def reset(self, *, seed=None, options=None):
             self.seed, self.steps = seed, 0
             return np.zeros(1, np.float32), {}
 

@@ -16,7 +16,7 @@ from o2o_diffusion.settings import CONFIGS, compose
 from o2o_diffusion.state import Stateful
 from o2o_diffusion.training.checkpoint import MANIFEST, SCHEMA
 from o2o_diffusion.training.finetune import Run
-from o2o_diffusion.training.folders import CHECKPOINTS, GROUPS, SUMMARY, save_settings
+from o2o_diffusion.training.folders import CHECKPOINTS, GROUPS, SUMMARY
 from o2o_diffusion.training.logger import Logger
 from o2o_diffusion.training.loop import Action, Loop
 from o2o_diffusion.training.plan import expected_seconds, num_refreshes
@@ -64,7 +64,7 @@ def test_a_stopped_run_ends_with_the_same_weights(tmp_path, tiny_run, tiny_cfdg,
         assert run.loop.run()
         whole.update(state=run.loop.state_dict(), lines=run.loop.logger.path.read_text())
     stopped = Run(settings(tmp_path, *overrides))
-    save_settings(stopped.settings, stopped.folder)
+    stopped.begin()
     stopped.session.interrupted = lambda: stopped.loop.ticks >= stop
     assert not stopped.loop.run()
     resumed = Run.resume(stopped.folder)
@@ -184,7 +184,7 @@ def test_the_score_at_the_switch_is_that_before_the_switch(tmp_path, tiny_run):
 
 def test_an_output_that_holds_a_run_is_not_written_over(tmp_path, tiny_run):
     run = Run(settings(tmp_path, *tiny_run, "generator=none"))
-    save_settings(run.settings, run.folder)
+    run.begin()
     with pytest.raises(InputError, match="already holds a run"):
         Run(settings(tmp_path, *tiny_run, "generator=none"))
 
@@ -193,7 +193,7 @@ def test_a_run_of_an_older_version_is_refused_in_one_line(tmp_path, tiny_run):
     overrides = [*tiny_run, "generator=none", "learner=iql", "online_steps=0"]
     run = Run(settings(tmp_path, *overrides, name="old"))
     assert run.execute() == 0
-    manifest = next((run.folder / CHECKPOINTS).glob("step_*")) / MANIFEST
+    manifest = max((run.folder / CHECKPOINTS).glob("step_*")) / MANIFEST
     content = json.loads(manifest.read_text())
     assert content.pop("digest") and content["schema"] == SCHEMA == 3 and content["version"]
     for version in ("0.1", "0.9"):

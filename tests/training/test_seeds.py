@@ -42,7 +42,7 @@ def assert_close(one, two) -> None:
 def result(folder: Path) -> dict:
     """The last state of a run, without times, and everything that it logged."""
     state = load_checkpoint(folder / CHECKPOINTS)
-    state = {name: part for name, part in state.items() if name not in ("seconds", "logger")}
+    state = {name: part for name, part in state.items() if name not in ("seconds", "logger", "settings")}
     return state | {"lines": [json.loads(line) for line in (folder / "metrics.jsonl").open()]}
 
 
@@ -61,7 +61,7 @@ def interrupted(folder: Path, *overrides: str) -> SeedRuns:
     """Two runs that stop in the middle of fine-tuning, with a checkpoint every 30 ticks."""
     runs = SeedRuns.create(settings(folder, *overrides, "num_seeds=2", "checkpoint_interval=30", "keep_checkpoints=0"))
     for run in runs.runs:
-        run.save_settings()
+        run.begin()
     runs.runs[0].session.interrupted = lambda: runs.runs[0].loop.ticks >= 110
     assert not Lockstep([run.loop for run in runs.runs]).run()
     return runs

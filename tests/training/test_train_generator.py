@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from o2o_diffusion.command_line import main
 from o2o_diffusion.data.datasets import load_dataset
 from o2o_diffusion.data.loading import MIN_ROWS
-from o2o_diffusion.errors import InputError
+from o2o_diffusion.errors import Fault, InputError
 from o2o_diffusion.generators.cfdg import CFDG
 from o2o_diffusion.generators.pretrained import load_generator
 from o2o_diffusion.settings import CONFIGS, compose
@@ -161,7 +161,7 @@ def mistakes(folder: Path, pendulum: str) -> dict[str, tuple[list[str], str]]:
     (folder / "cut.npz").write_bytes(Path(pendulum).read_bytes()[:1000])
     (folder / "taken").mkdir()
     (folder / "taken" / "file").touch()
-    (folder / "wide.training").mkdir()
+    (folder / "wide.training" / "checkpoints" / "step_000000001").mkdir(parents=True)
     data, few, odd = f"task.dataset={pendulum}", table(folder / "few.npz", 99), table(folder / "odd.npz", **misspelt)
     infinite = f"task.dataset={table(folder / 'inf.npz', observations=bad)}"
     return {
@@ -213,11 +213,13 @@ def test_columns_of_d4rl_files_that_no_transition_needs_are_no_mistake(tmp_path)
     assert train(f"task.dataset={data}", f"output={tmp_path / 'g'}", "generator.updates=2") == 0
 
 
-def test_a_training_that_diverges_ends_with_a_line_and_no_folder(tmp_path, pendulum_table, monkeypatch):
+def test_a_training_that_diverges_ends_with_a_line_and_can_be_continued(tmp_path, pendulum_table, monkeypatch):
     monkeypatch.setattr(CFDG, "update", lambda *_: {"loss": torch.tensor(torch.nan)})
-    with pytest.raises(InputError, match="loss is nan after 30 updates: the training diverged"):
+    with pytest.raises(Fault, match="the last 30 updates had a loss or gradient that is not finite"):
         train(f"task.dataset={pendulum_table}", f"output={tmp_path / 'g'}")
-    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    assert GeneratorTraining.resume(str(tmp_path / "g")).execute() == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["g"]
 
 
 def test_other_data_is_not_continued_on(tmp_path):
