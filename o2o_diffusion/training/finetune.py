@@ -148,8 +148,6 @@ class Run:
     def _loop(self) -> Loop:
         task, components = self.task, self.settings.components
         generator: Generator = self.component("generator")
-        if isinstance(generator, DecidingGenerator):
-            generator.decide(self._circumstances())
         replay = self._replay(generator)
         task.load(replay)
         evaluator = self._evaluator() if self.session.is_main else None
@@ -221,9 +219,12 @@ class Run:
         )
 
     def component(self, group: str) -> Any:
-        """A new component of the run, in its initial state."""
+        """A new component of the run, in its initial state; a generator that decides has done so."""
         seed, device = seed_of(self.config.seed, group), self.session.device
-        return self.settings.components[group].build(self.task.spec, seed=seed, device=device)
+        component = self.settings.components[group].build(self.task.spec, seed=seed, device=device)
+        if isinstance(component, DecidingGenerator):
+            component.decide(self._circumstances())
+        return component
 
     def _resume(self, state: dict[str, Any]) -> None:
         self._check_identity(state, self.folder)
