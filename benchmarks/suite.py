@@ -35,6 +35,7 @@ from o2o_diffusion.types import Episode
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "suite_references.json"
 BEST = {
     "HalfCheetah-v5": "halfcheetah/step_102448",
+    "Hopper-v5": "hopper/step_42525",
     "InvertedDoublePendulum-v5": "doublependulum/step_4000",
     "Reacher-v5": "reach",
     "PointMaze_UMaze-v3": "waypoints",
