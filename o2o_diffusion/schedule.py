@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Annotated
+
+from annotated_types import Ge
 
 from o2o_diffusion.types import Source
 
@@ -28,17 +31,24 @@ NEVER = Cadence(updates=0)
 
 @dataclass(frozen=True)
 class Gate:
-    """Limits for accepting generated rows.
+    """Limits on the numbers of generated rows, each of one label; a refresh that exceeds one is refused.
 
-    `max_auc` bounds the AUC of a real-vs-generated classifier; 1 accepts all rows without measuring.
+    Shares are of rows, except `at_limits`. "Above real rows" means the value minus that of real rows of the label. With
+    fewer than 100 rows, the numbers that need a classifier or a regression are left out, and judging costs nothing.
     """
 
-    max_auc: float = 1.0
+    rows: Annotated[int, "generated rows per label to judge; 0: only refuse rows that are not finite", Ge(0)] = 2_000
+    dropped: Annotated[float, "share of rows that are not finite", Ge(0)] = 0.05
+    duplicates: Annotated[float, "share of rows that repeat another, above real rows", Ge(0)] = 0.1
+    outside_range: Annotated[float, "share of rows outside the data's range, above real rows", Ge(0)] = 0.2
+    at_limits: Annotated[float, "share of entries at the ends of the data's range, above real rows", Ge(0)] = 0.1
+    missed_endings: Annotated[float, "share of ending rows not marked as endings, above real rows", Ge(0)] = 0.5
+    actions: Annotated[float, "deviation of actions given states, relative to real rows'", Ge(0)] = 2.5
+    outcomes: Annotated[float, "deviation of outcomes given states and actions, relative to real rows'", Ge(0)] = 4.0
+    auc: Annotated[float, "AUC of trees, generated against held-out rows, above real rows", Ge(0)] = 0.45
 
-    @property
-    def measures(self) -> bool:
-        """Whether rows are measured before they are accepted."""
-        return self.max_auc < 1
+
+OPEN = Gate(rows=0)
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,7 @@ class Refresh:
     rows: int = 0
     first: int = 0
     interval: int = 0
-    gate: Gate = Gate()
+    gate: Gate = OPEN
 
 
 @dataclass(frozen=True)

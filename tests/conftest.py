@@ -1,5 +1,6 @@
 import os
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))  # benchmarks; after the installed packages
@@ -96,8 +97,8 @@ def tiny_generator():
     """Overrides that make a named generator's refreshes short: after 30 and 60 online steps, each one accepted."""
 
     def overrides(name: str) -> list[str]:
-        has_gate = hasattr(target("generator", name).Config, "max_auc")
-        return [*tiny("generator", name), *(["generator.max_auc=1"] if has_gate else [])]
+        has_gate = "gate" in {field.name for field in fields(target("generator", name).Config)}
+        return [*tiny("generator", name), *(["generator.gate.rows=0"] if has_gate else [])]
 
     return overrides
 

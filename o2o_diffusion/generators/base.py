@@ -53,11 +53,7 @@ class DiffusionGenerator(Stateful, ABC):
         num_samples: Annotated[int, "rows generated per refresh", Ge(0)] = 20_000
         refresh_interval: Annotated[int, "environment steps between refreshes", Ge(0)] = 4_000
         first_refresh: Annotated[int, "online rows before the first refresh", Ge(0)] = 2_000
-        max_auc: Annotated[
-            float,
-            "reject a refresh if a real-vs-generated classifier exceeds this AUC; 1: accept all",
-            Interval(ge=0, le=1),
-        ] = 0.95
+        gate: Gate = field(default_factory=Gate)
         from_scratch: Annotated[bool, "reinitialize the weights at each refresh"] = False
         pretrained: Annotated[str | None, "folder of a saved generator to start from; overrides the network sizes"] = (
             None
@@ -103,7 +99,7 @@ class DiffusionGenerator(Stateful, ABC):
     def next_refresh(self, replay: Replay) -> Refresh:
         """The next refresh, from the settings; warm starts use `refresh_updates`."""
         c = self.config
-        return Refresh(self.num_updates, c.num_samples, c.first_refresh, c.refresh_interval, Gate(c.max_auc))
+        return Refresh(self.num_updates, c.num_samples, c.first_refresh, c.refresh_interval, c.gate)
 
     def conditions(self, batch: Transitions) -> Tensor | None:
         """[B] training conditions of real rows; None for an unconditional model."""
@@ -229,9 +225,10 @@ class DiffusionGenerator(Stateful, ABC):
         Raises InputError if a file is missing or altered, or `spec` has different columns.
         """
         found = find_folder(folder)
-        settings = read_settings(found)
+        settings: Any = read_settings(found)
         settings.pop("target")
-        config: Any = cls.Config(**settings | {"pretrained": str(found), "sampling": Sampling(**settings["sampling"])})
+        settings |= {"sampling": Sampling(**settings["sampling"]), "gate": Gate(**settings.get("gate", {}))}
+        config: Any = cls.Config(**settings | {"pretrained": str(found)})
         return cls(config, spec or TransitionDenoiser.from_pretrained(found).spec, seed=seed, device=device)
 
     def _model(self) -> TransitionDenoiser:

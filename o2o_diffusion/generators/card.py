@@ -95,12 +95,12 @@ def _data(provenance: Mapping[str, Any], pool_rows: Sequence[int]) -> dict[str, 
 
 
 def _quality(quality: Mapping[str, Any] | None) -> str:
-    if not quality:
+    if not quality or "verdict" not in quality:
         return "Not measured when it was saved."
-    aucs = {f"AUC, {label} label": f"{value:.3f}" for label, value in quality["auc"].items()}
+    numbers = {name.replace("_", " "): f"{value:.3f}" for name, value in quality["numbers"].items()}
     return (
-        f"Area under the curve of a classifier of {quality['rows']:,} new rows against up to as many training rows of "
-        f"their label, on rows it was not trained on (0.5: chance, 1: perfect).\n\n{_table(aucs)}"
+        f"{quality['rows']:,} new rows of each label, judged by real rows that it was not trained on, would be "
+        f"{quality['verdict']}\n\nAll numbers, by label:\n\n{_table(numbers)}"
     )
 
 

@@ -147,6 +147,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if "solver" in settings:  # 0.1 mixed the sampling settings with the others, and its first folders had no restarts
         names = [field.name for field in fields(Sampling)]
         settings["sampling"] = {"restarts": 0} | {name: settings.pop(name) for name in names if name in settings}
+    settings.pop("max_auc", None)  # the gate of 0.1, of a single number
     return settings
 
 

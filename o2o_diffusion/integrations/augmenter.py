@@ -26,7 +26,8 @@ from o2o_diffusion.errors import InputError
 from o2o_diffusion.integrations.arrays import Data, action_bounds, read_rows, to_transitions
 from o2o_diffusion.integrations.buffers import AugmentedBuffer
 from o2o_diffusion.protocols import Agent, Generator
-from o2o_diffusion.quality.gate import Verdict
+from o2o_diffusion.quality.pool import Report, report
+from o2o_diffusion.quality.verdict import Verdict
 from o2o_diffusion.replay import Draw, Replay
 from o2o_diffusion.settings import compose
 from o2o_diffusion.training.refresher import Refresher
@@ -248,14 +249,12 @@ class Augmenter:
         """
         return AugmentedBuffer(replay_buffer, self, ratio)
 
-    def report(self, *, rows: int = 2_000) -> dict[str, Any]:
-        """Measure the pool against at most `rows` real rows of each label; see `quality.pool.report`.
+    def report(self, *, rows: int = 2_000) -> Report:
+        """The gate's verdict on the pool and its numbers, with at most `rows` rows of each label and kind.
 
-        Warns if a classifier of generated against real rows has an AUC above the generator's `max_auc`.
+        `print(augmenter.report())` shows the verdict and its three worst reasons.
         """
-        from o2o_diffusion.quality.pool import report
-
-        return report(self.replay, rows=rows, max_auc=self.generator.next_refresh(self.replay).gate.max_auc)
+        return report(self.replay, rows=rows, gate=self.generator.next_refresh(self.replay).gate)
 
     def state_dict(self) -> dict[str, Any]:
         """Full state except the offline rows: tensors, numbers, strings, lists, dicts."""

@@ -59,7 +59,7 @@ def augment(
     label = Source.GENERATED_OFFLINE if online is None else Source.GENERATED_ONLINE
     rows = augmenter.generator.sample(num_samples, source=label, replay=augmenter.replay, agent=augmenter.agent)
     gate = augmenter.generator.next_refresh(augmenter.replay).gate
-    verdict = judge({label: rows}, num_samples, augmenter.replay, gate)
+    verdict = judge({label: rows}, {label: num_samples}, augmenter.replay, gate)
     if not verdict.accepted:
         warnings.warn(f"generated rows are {verdict}; they are written anyway", stacklevel=2)
     known: dict[str, Any] = {"source_datasets": [real.name], "algorithm_name": type(augmenter.generator).__name__}

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from o2o_diffusion.quality.dynamics import compare_next
+from o2o_diffusion.quality.prediction import compare_next
 from o2o_diffusion.types import Transitions
 
 BATCH_SIZE, MAX_STEPS = 256, 2_000

@@ -1,61 +1,64 @@
-"""Refresh gate: reject generated rows if a classifier distinguishes them too well from real rows."""
+"""The gate of a refresh: measures new rows against real rows that no generator was trained on, and decides on them."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from o2o_diffusion.distributed import broadcast, rank
-from o2o_diffusion.quality.two_sample import auc
+from o2o_diffusion.quality.comparison import MIN_ROWS, compare
+from o2o_diffusion.quality.measures import GATE_MEASURES, validity
+from o2o_diffusion.quality.real import RealData
+from o2o_diffusion.quality.verdict import CHECKS, Verdict
 from o2o_diffusion.replay import Replay
 from o2o_diffusion.schedule import Gate
-from o2o_diffusion.types import Source, Transitions
+from o2o_diffusion.types import GENERATED, Source, Transitions
 
-ROWS = 2_000
-"""Maximum numbers of generated and of real rows for the classifier."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Decision on generated rows: whether to use them, and how many of the `asked_rows` are valid (`rows`)."""
-
-    accepted: bool
-    rows: int
-    asked_rows: int
-    auc: float
-    max_auc: float
-
-    def __str__(self) -> str:
-        reason = f"a classifier distinguishes its rows from real ones with AUC {self.auc:.3f}"
-        return f"{'accepted' if self.accepted else 'refused'}: {reason} (limit {self.max_auc})"
+KINDS = "generated", "floor"
+Numbers = dict[str, dict[str, Any]]
+"""Both kinds by name; the floor is the number of real rows."""
 
 
-def judge(batches: Mapping[Source, Transitions], asked_rows: int, replay: Replay, gate: Gate) -> Verdict:
-    """Judge generated rows on the main process and broadcast the verdict; an open gate (limit 1) reports AUC 0.5."""
-    rows = sum(len(batch) for batch in batches.values())
-    if not gate.measures:
-        return Verdict(True, rows, asked_rows, 0.5, gate.max_auc)
-    measured = worst_auc(batches, replay) if rank() == 0 else 0.5
-    worst = float(broadcast(torch.tensor(measured, dtype=torch.float64, device=replay.device)))
-    return Verdict(worst <= gate.max_auc, rows, asked_rows, worst, gate.max_auc)
+@torch.autocast("cpu", enabled=False)
+def judge(batches: Mapping[Source, Transitions], asked: Mapping[Source, int], replay: Replay, gate: Gate) -> Verdict:
+    """Judge generated rows, of which `asked` were asked for; the main process measures them and all get its verdict.
 
-
-def aucs(generated: Mapping[Source, Transitions], replay: Replay, rows: int = ROWS) -> dict[Source, float]:
-    """Two-sample AUC of at most `rows` generated rows against real rows of their label, for labels with real rows.
-
-    Uses the first generated rows (independent draws) and evenly spaced real rows. The AUC is 1 if no generated row is
-    finite.
+    An open gate (`rows` 0) and one without real rows to compare with only see whether rows were dropped.
     """
-    found = {}
-    for source, batch in generated.items():
-        pool = replay.pools[source.real]
-        if len(pool):
-            evenly = torch.linspace(0, len(pool) - 1, min(len(pool), rows), device=batch.rewards.device).long()
-            flat = [replay.spec.flatten(part).float().cpu() for part in (batch[:rows], pool[evenly])]
-            found[source] = auc(*flat) if len(batch) else 1.0
-    return found
+    labels = {source.label: numbers(batches[source], asked[source], replay, source, gate) for source in batches}
+    rows = sum(len(batch) for batch in batches.values())
+    return Verdict.of(_shared(labels, replay.device), gate, rows, sum(asked.values()))
 
 
-def worst_auc(generated: Mapping[Source, Transitions], replay: Replay) -> float:
-    """Highest AUC over labels; 0.5 if no label has real rows."""
-    return max(aucs(generated, replay).values(), default=0.5)
+def numbers(batch: Transitions, asked: int, replay: Replay, source: Source, gate: Gate) -> Numbers:
+    """The numbers with a limit; with fewer than 100 rows of a kind, only those without classifier and regressions.
+
+    Empty on all processes but the main one.
+    """
+    if rank() != 0 or not asked:
+        return {}
+    real = RealData.of(replay, source) if gate.rows and len(batch) else None
+    if real is None:
+        return {"dropped": {"generated": 1 - len(batch) / asked, "floor": 0.0}}
+    enough = min(gate.rows, len(batch), len(real.held_out)) >= MIN_ROWS
+    batch = batch.to("cpu")
+    return compare(batch, real, rows=gate.rows, asked=asked, measures=GATE_MEASURES if enough else (validity,))
+
+
+def _shared(labels: Mapping[str, Numbers], device: torch.device) -> dict[str, Numbers]:
+    """The main process's numbers on every process."""
+    grid = torch.full((len(GENERATED), len(CHECKS), 2), torch.nan, dtype=torch.float64)
+    for source in GENERATED:
+        for column, check in enumerate(CHECKS):
+            found = labels.get(source.label, {}).get(check.name, {})
+            grid[source.real, column] = torch.tensor([found.get(kind, torch.nan) for kind in KINDS])
+    values = broadcast(grid.to(device)).tolist()
+    return {
+        source.label: {
+            check.name: dict(zip(KINDS, pair, strict=True))
+            for check, pair in zip(CHECKS, values[source.real], strict=True)
+            if not any(map(math.isnan, pair))
+        }
+        for source in GENERATED
+    }

@@ -7,16 +7,22 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from o2o_diffusion.protocols import Agent
 from o2o_diffusion.quality import distances, neighbors, two_sample
-from o2o_diffusion.quality.dynamics import Simulator, compare_next
+from o2o_diffusion.quality.endings import Endings
 from o2o_diffusion.quality.ensemble import DynamicsEnsemble
+from o2o_diffusion.quality.prediction import compare_next
+from o2o_diffusion.quality.real import draw, moving
+from o2o_diffusion.quality.residuals import Residuals
 from o2o_diffusion.types import Transitions, TransitionSpec
+
+if TYPE_CHECKING:
+    from o2o_diffusion.quality.dynamics import Simulator  # brings environments
 
 Numbers = dict[str, Any]
 """Floats by name; "marginals" (per column) and "dynamics" (per observation dimension) are lists."""
@@ -24,14 +30,18 @@ Numbers = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Real rows to compare candidates with: of the same label and, if available, of the other label."""
+    """Real rows to compare candidates with: of the same label and, if available, of the other label.
+
+    `limits` [2, row_dim] are the ends of the data's range.
+    """
 
     held_out: Transitions
     training: Transitions
+    limits: Tensor
     other: Transitions | None
     is_online: bool
     spec: TransitionSpec
-    simulator: Simulator | None
+    simulator: "Simulator | None"
     agent: Agent | None
     seed: int
 
@@ -39,6 +49,16 @@ class Reference:
     def rows(self) -> Tensor:
         """[N, row_dim] held-out rows."""
         return self.spec.flatten(self.held_out)
+
+    @cached_property
+    def residuals(self) -> Residuals:
+        """Regressions of actions and outcomes, fitted to the training rows."""
+        return Residuals(self.training, seed=self.seed)
+
+    @cached_property
+    def endings(self) -> Endings:
+        """Classifier of endings, fitted to the training rows."""
+        return Endings(self.training, seed=self.seed)
 
     @cached_property
     def ensemble(self) -> DynamicsEnsemble:
@@ -68,10 +88,10 @@ def correlations(candidate: Transitions, reference: Reference) -> Numbers:
 
 
 def transport(candidate: Transitions, reference: Reference) -> Numbers:
-    """Sliced Wasserstein-1 and Wasserstein-2 distances."""
-    rows, seed = reference.spec.flatten(candidate), reference.seed
+    """Sliced Wasserstein-1 and Wasserstein-2 distances of [s, a, r, s']; `validity` has the rate of terminations."""
+    rows, real, seed = reference.spec.flatten(candidate)[:, :-1], reference.rows[:, :-1], reference.seed
     return {
-        f"sliced_wasserstein_{order}": distances.sliced_wasserstein(rows, reference.rows, order=order, seed=seed)
+        f"sliced_wasserstein_{order}": distances.sliced_wasserstein(rows, real, order=order, seed=seed)
         for order in (1, 2)
     }
 
@@ -85,21 +105,27 @@ def moments(candidate: Transitions, reference: Reference) -> Numbers:
     }
 
 
-def classifiers(candidate: Transitions, reference: Reference) -> Numbers:
-    """AUC against both labels, and Jensen-Shannon divergences of transitions, observations and actions.
+def trees(candidate: Transitions, reference: Reference) -> Numbers:
+    """AUC of boosted trees against the held-out rows.
 
-    Transitions are compared with their own label in five folds. Everything else uses two folds, which take a fifth of
-    the time and detect slightly less.
+    Columns that never change within an episode are left out: trees would tell episodes apart by their goals.
     """
-    rows, columns, seed = reference.spec.flatten(candidate), reference.spec.columns, reference.seed
-    size = min(len(rows), len(reference.rows))
-    found = two_sample.scores(rows[:size], reference.rows[:size], seed=seed)
-    numbers = {"auc": two_sample.roc_auc(*found), "js_transitions": two_sample.divergence(*found)}
-    for name in ("observations", "actions"):
-        parts = [batch[:, columns[name]] for batch in (rows, reference.rows)]
-        numbers[f"js_{name}"] = two_sample.jensen_shannon(*parts, folds=2, seed=seed)
+    states, others = moving(reference.training), torch.ones(reference.spec.action_dim + 1, dtype=torch.bool)
+    seen = torch.cat([states, others, states, others[:1]])
+    rows = reference.spec.flatten(candidate)[:, seen]
+    return {"auc": two_sample.auc(rows, reference.rows[:, seen], seed=reference.seed)}
+
+
+def classifiers(candidate: Transitions, reference: Reference) -> Numbers:
+    """AUC against the other label, and Jensen-Shannon divergences of transitions, observations and actions."""
+    rows = reference.spec.flatten(draw(candidate, len(reference.held_out), reference.seed))
+    numbers = {}
+    parts = {"transitions": slice(None), **{name: reference.spec.columns[name] for name in ("observations", "actions")}}
+    for name, columns in parts.items():
+        divergence = two_sample.jensen_shannon(rows[:, columns], reference.rows[:, columns], seed=reference.seed)
+        numbers[f"js_{name}"] = divergence
     if reference.other is not None:
-        numbers["auc_other"] = two_sample.auc(rows, reference.spec.flatten(reference.other), folds=2, seed=seed)
+        numbers["auc_other"] = two_sample.auc(rows, reference.spec.flatten(reference.other), seed=reference.seed)
     return numbers
 
 
@@ -135,8 +161,9 @@ def dynamics(candidate: Transitions, reference: Reference) -> Numbers:
 
 
 def support(candidate: Transitions, reference: Reference) -> Numbers:
-    """Density and coverage of the real distribution."""
-    density, coverage = neighbors.density_and_coverage(reference.spec.flatten(candidate), reference.rows)
+    """Density and coverage of the real distribution, of at most as many rows as are held out."""
+    rows = reference.spec.flatten(draw(candidate, len(reference.held_out), reference.seed))
+    density, coverage = neighbors.density_and_coverage(rows, reference.rows)
     return {"density": density, "coverage": coverage}
 
 
@@ -147,14 +174,31 @@ def novelty(candidate: Transitions, reference: Reference) -> Numbers:
 
 
 def validity(candidate: Transitions, reference: Reference) -> Numbers:
-    """Shares of rows with actions outside [-1, 1] and with entries outside the training range; termination rate."""
-    rows, training = reference.spec.flatten(candidate), reference.spec.flatten(reference.training)
-    outside = (rows < training.amin(0)) | (rows > training.amax(0))
+    """Shares of rows that repeat another, with actions outside [-1, 1], or with entries outside the data's range.
+
+    And the share of entries at the ends of that range, in columns that vary, and the rate of terminations.
+    """
+    rows, (low, high) = reference.spec.flatten(candidate), reference.limits
+    varies = low < high
+    varies[-1] = False  # terminations
+    at_limits = (rows == low) | (rows == high)
     return {
+        "duplicates": 1 - len(rows.unique(dim=0)) / len(rows),
         "outside_box": float((candidate.actions.abs() > 1).any(1).float().mean()),
-        "outside_range": float(outside.any(1).float().mean()),
+        "outside_range": float(((rows < low) | (rows > high)).any(1).float().mean()),
+        "at_limits": float(at_limits[:, varies].float().mean()),
         "terminations": float(candidate.terminations.mean()),
     }
+
+
+def residuals(candidate: Transitions, reference: Reference) -> Numbers:
+    """Deviations of actions given states, and of outcomes given states and actions, relative to held-out rows."""
+    return {name: reference.residuals.ratio(name, candidate, reference.held_out) for name in ("actions", "outcomes")}
+
+
+def endings(candidate: Transitions, reference: Reference) -> Numbers:
+    """Shares of endings that are not marked, and of marked rows that are no endings, where there are enough."""
+    return reference.endings(candidate)
 
 
 @torch.no_grad()
@@ -177,6 +221,7 @@ HELD_OUT_METRICS: tuple[Measure, ...] = (
     correlations,
     transport,
     moments,
+    trees,
     classifiers,
     labels,
     dynamics,
@@ -185,5 +230,8 @@ HELD_OUT_METRICS: tuple[Measure, ...] = (
 )
 """Metrics against the held-out rows; the floor is computed on training rows."""
 
-TRAINING_METRICS: tuple[Measure, ...] = (novelty, validity)
+TRAINING_METRICS: tuple[Measure, ...] = (novelty, validity, residuals, endings)
 """Metrics against the training rows; the floor is computed on held-out rows."""
+
+GATE_MEASURES: tuple[Measure, ...] = (validity, endings, residuals, trees)
+"""Metrics with limits in a gate; they take a few seconds."""

@@ -1,4 +1,4 @@
-"""One-page figure of generated and real rows: marginals, projections, dynamics error per dimension."""
+"""One-page figure: the verdict and its reasons, the numbers with controls, then marginals, projections, dynamics."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,8 +8,15 @@ import numpy as np
 
 from o2o_diffusion.quality.distances import standardize
 from o2o_diffusion.quality.real import RealData, draw
+from o2o_diffusion.quality.table import KINDS, MEANINGS, shown
 from o2o_diffusion.types import Transitions, TransitionSpec
 
+SHOWN = (
+    *("auc", "actions", "outcomes", "outside_range", "at_limits", "duplicates", "missed_endings", "terminations"),
+    *("novelty", "coverage", "marginal", "sliced_wasserstein_2", "dynamics_error", "dynamics_ratio"),
+)
+"""Numbers in the table, if they were measured."""
+HEADS = {"floor": "real", "ceiling": "other label"}
 REAL, GENERATED, OTHER = "0.45", "tab:orange", "tab:blue"
 COLUMNS = 4
 """Marginal plots per row; there are two rows."""
@@ -30,15 +37,16 @@ def save_page(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9 * len(generated), 12), layout="constrained")
+    figure = Figure(figsize=(9 * len(generated), 17), layout="constrained")
     FigureCanvasAgg(figure)  # renders without a display
-    figure.suptitle(title, fontsize=14)
-    parts = figure.subfigures(1, len(generated), wspace=0.06, squeeze=False)[0]
+    head, body = figure.subfigures(2, 1, height_ratios=(1, 11), squeeze=False)[:, 0]
+    _draw_verdict(head, title, report["verdict"])
+    parts = body.subfigures(1, len(generated), wspace=0.06, squeeze=False)[0]
     for part, (label, rows) in zip(parts, generated.items(), strict=True):
         numbers, held_out = report["labels"][label], {name: pools.held_out for name, pools in real.items()}
-        auc, floor = (numbers["auc"][kind] for kind in ("generated", "floor"))
-        part.suptitle(f"{label} label: two-sample AUC {auc:.2f} (real against real {floor:.2f})", fontsize=13)
-        upper, middle, lower = part.subfigures(3, 1, height_ratios=(1.3, 1, 0.8))
+        part.suptitle(f"{label} label", fontsize=13)
+        table, upper, middle, lower = part.subfigures(4, 1, height_ratios=(1.1, 1.3, 1, 0.8))
+        _draw_numbers(table, numbers)
         _draw_marginals(upper, numbers["marginals"]["generated"], rows, held_out[label])
         _draw_projections(middle, label, rows, held_out)
         _draw_dynamics(lower, numbers.get("dynamics", {}))
@@ -57,6 +65,29 @@ def column_names(spec: TransitionSpec) -> list[str]:
 
 def _spec(batch: Transitions) -> TransitionSpec:
     return TransitionSpec(batch.observations.shape[1], batch.actions.shape[1])
+
+
+def _draw_verdict(figure: Any, title: str, verdict: str) -> None:
+    """Write the decision in large letters, and its reasons below it."""
+    decision, *reasons = verdict.splitlines()
+    figure.text(0.01, 0.8, f"{title}: {decision}", fontsize=16, weight="bold", va="center")
+    for line, reason in enumerate(reasons):
+        figure.text(0.015, 0.5 - 0.22 * line, reason, fontsize=12, va="center")
+
+
+def _draw_numbers(figure: Any, numbers: Mapping[str, Any]) -> None:
+    """Write the most important numbers in a table, with those of real rows and of a copier beside them."""
+    axis = figure.subplots()
+    axis.axis("off")
+    kinds = [kind for kind in KINDS if kind in numbers["rows"]]
+    rows = {MEANINGS[name][0]: [shown(numbers[name].get(kind)) for kind in kinds] for name in SHOWN if name in numbers}
+    heads = [HEADS.get(kind, kind) for kind in kinds]
+    options: Any = {"loc": "center", "cellLoc": "right", "colWidths": [0.14] * len(kinds)}
+    table = axis.table(list(rows.values()), rowLabels=list(rows), colLabels=heads, **options)
+    table.auto_set_font_size(False)
+    table.set_fontsize(11)
+    for cell in table.get_celld().values():
+        cell.set_linewidth(0)
 
 
 def _draw_marginals(figure: Any, similarity: list[float], generated: Transitions, real: Transitions) -> None:

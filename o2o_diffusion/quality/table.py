@@ -1,4 +1,4 @@
-"""Print the report as tables, with the meaning and the best value of each number."""
+"""Print the report: the verdict, and tables with the meaning and the best value of each number."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,10 +6,21 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-KINDS = ("generated", "floor", "ceiling")
+WIDTH = 100
+KINDS = ("generated", "floor", "copier", "ceiling")
 MEANINGS = {
-    "auc": ("two-sample AUC, own label", "0.5"),
-    "auc_other": ("two-sample AUC, other label", "floor"),
+    "auc": ("AUC of trees, own label", "floor"),
+    "actions": ("deviation of actions / real", "1"),
+    "outcomes": ("deviation of outcomes / real", "1"),
+    "outside_range": ("rows outside the data's range", "floor"),
+    "at_limits": ("entries at the ends of the range", "floor"),
+    "duplicates": ("rows that repeat another", "floor"),
+    "dropped": ("rows that are not finite", "0"),
+    "terminations": ("termination rate", "floor"),
+    "missed_endings": ("endings that are not marked", "floor"),
+    "false_endings": ("marked rows that are no endings", "floor"),
+    "novelty": ("distance to training rows / real", "1"),
+    "auc_other": ("AUC of trees, other label", "floor"),
     "js_observations": ("Jensen-Shannon (nats), states", "0"),
     "js_actions": ("Jensen-Shannon (nats), actions", "0"),
     "js_transitions": ("Jensen-Shannon (nats), transitions", "0"),
@@ -24,25 +35,22 @@ MEANINGS = {
     "dynamics_error": ("dynamics error / change, mean", "0"),
     "dynamics_median": ("dynamics error / change, median", "0"),
     "dynamics_ratio": ("dynamics error / real rows' error", "1"),
-    "dynamics_share": ("share of rows simulated", "-"),
+    "dynamics_share": ("share of rows simulated", "floor"),
     "reward_error": ("squared error of rewards", "0"),
     "termination_agreement": ("terminations as simulated", "1"),
-    "novelty": ("novelty (distance to training rows)", "1"),
     "density": ("density", "1"),
     "coverage": ("coverage", "0.97"),
     "log_prob": ("log-probability of the policy", "high"),
     "action_error": ("squared distance to its action", "low"),
     "outside_box": ("actions outside [-1, 1]", "0"),
-    "outside_range": ("rows outside the observed range", "floor"),
-    "non_finite": ("rows that are not finite", "0"),
-    "terminations": ("termination rate", "floor"),
 }
 """Meaning of each number and its best value; "floor": the value of real rows."""
 
 
 def show_report(report: Mapping[str, Any]) -> None:
-    """Print one table per label, then the notes."""
-    console = Console(highlight=False, soft_wrap=True)
+    """Print the verdict, one table per label, then the notes."""
+    console = Console(highlight=False, soft_wrap=True, width=WIDTH)
+    console.print(f"verdict: {report['verdict']}\n")
     for label, numbers in report["labels"].items():
         table = Table(title=f"{label} label, {numbers['rows']['generated']:,} rows", title_justify="left")
         table.add_column("")

@@ -1,7 +1,7 @@
 """Evaluate a saved generator: sample rows, compare them with datasets, write report.json and page.png."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +9,7 @@ from annotated_types import Ge
 
 from o2o_diffusion.agents import NoAgent
 from o2o_diffusion.data.datasets import Dataset, load_dataset
+from o2o_diffusion.data.loading import make_replay
 from o2o_diffusion.environments.physics import show_physics
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.generators.pretrained import find_folder, load_generator, read_provenance
@@ -17,6 +18,7 @@ from o2o_diffusion.quality.comparison import evaluate
 from o2o_diffusion.quality.dynamics import Simulator
 from o2o_diffusion.quality.page import save_page
 from o2o_diffusion.quality.real import RealData, transitions
+from o2o_diffusion.quality.remarks import remarks
 from o2o_diffusion.replay import Replay
 from o2o_diffusion.storage import atomic_file, save_json
 from o2o_diffusion.types import GENERATED, EnvironmentSpec, Transitions, TransitionSpec
@@ -33,10 +35,10 @@ class Config:
     dataset: Annotated[str | None, "its training dataset: Minari id, folder, .hdf5 or .npz"] = None
     online_dataset: Annotated[str | None, "its training dataset with the online label; null: none"] = None
     held_out: Annotated[
-        str | None, "dataset it was not trained on; null: every fourth to tenth episode of `dataset`"
+        str | None, "dataset it was not trained on; null: the tenth of `dataset` that generators are not trained on"
     ] = None
     online_held_out: Annotated[
-        str | None, "held-out dataset with the online label; null: episodes of `online_dataset`"
+        str | None, "held-out dataset with the online label; null: a tenth of `online_dataset`"
     ] = None
     rows: Annotated[int, "number of rows of each kind to compare", Ge(1)] = 10_000
     policy: Annotated[str | None, "folder of a run; its policy is compared with the actions; null: none"] = None
@@ -67,6 +69,7 @@ def evaluate_saved(config: Config, offline: Dataset, agent: Agent | None = None)
     with atomic_file(output / PAGE) as page:
         save_page(report, generated, real, f"{config.generator} on {offline.name}", page)
     seconds = {"sampling": sampling, **report["seconds"], "page": time.perf_counter() - drawing}
+    notes += remarks(report["labels"])
     report |= {"seconds": seconds | {"total": time.perf_counter() - start}, "notes": notes, "settings": asdict(config)}
     save_json(output / REPORT, report)
     return report
@@ -100,21 +103,25 @@ def find_simulators(
 
 
 def real_rows(config: Config, offline: Dataset, provenance: dict[str, Any]) -> tuple[dict[str, RealData], list[str]]:
-    """Real rows of each label, and notes on held-out rows in the training data according to `provenance`."""
+    """Real rows of each label, and notes on held-out rows in the training data according to `provenance`.
+
+    Generators of this package are not trained on the rows held out of their datasets.
+    """
+    online = load_dataset(config.online_dataset) if config.online_dataset else None
     datasets = {"offline": (offline, config.held_out, provenance.get("dataset_sha256"))}
-    if config.online_dataset:
-        online = load_dataset(config.online_dataset)
+    if online:
         datasets["online"] = (online, config.online_held_out, provenance.get("online_dataset_sha256"))
-    real, notes = {}, []
+    replay, real, notes = make_replay(offline, online), {}, []
     for label, (dataset, held_out, trained_on) in datasets.items():
-        _check_columns(dataset, offline.spec)
+        own = RealData.of(replay, SOURCES[label])
+        assert own is not None  # a dataset has rows
         source = load_dataset(held_out) if held_out else dataset
         _check_columns(source, offline.spec)
-        apart = RealData(transitions(source.episodes), transitions(dataset.episodes)) if held_out else None
-        real[label] = apart or RealData.split(dataset.episodes, config.rows)
-        seen = source.fingerprint == trained_on
-        if seen or not held_out:
-            certain = "were" if seen else "may have been"
+        real[label] = replace(own, held_out=transitions(source.episodes)) if held_out else own
+        is_known = source.fingerprint == trained_on
+        is_apart = not is_known if held_out else is_known and not own.seen
+        if not is_apart:
+            certain = "were" if is_known else "may have been"
             notes.append(f"{label}: the held-out real rows, of {source.name}, {certain} trained on")
     return real, notes
 

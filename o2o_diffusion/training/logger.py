@@ -63,10 +63,14 @@ class Logger:
             numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
             self.accelerator.log({**numbers, "env_steps": env_steps}, step=updates + env_steps)
 
+    def note(self, text: str) -> None:
+        """Print a line between the progress bars."""
+        if self.writes:
+            tqdm.write(text, file=sys.stderr)
+
     def warn(self, text: str) -> None:
         """Print a one-line warning between the progress bars."""
-        if self.writes:
-            tqdm.write(f"warning: {text}", file=sys.stderr)
+        self.note(f"warning: {text}")
 
     def progress(self, name: str, done: int, total: int, *, lines: int = LINES, **shown: str) -> None:
         """Set the progress bar `name` to `done` of `total`; closes it when it is full."""

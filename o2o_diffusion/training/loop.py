@@ -279,10 +279,13 @@ class Loop(Stateful):
         """Replace the generated rows if the gate accepts the new ones."""
         with self.session.autocast():
             verdict = self.refresher.finish(self.replay, self.learner)
-        if not verdict.accepted:
-            self.logger.warn(f"refresh {self.refresher.count} is {verdict}; going on with real rows")
-        rows = verdict.rows if verdict.accepted else 0
-        self.log("refresh", {**metrics, "rows": rows, "asked_rows": verdict.asked_rows, "auc": verdict.auc})
+        words = f"refresh {self.refresher.count} is {verdict}"
+        if verdict.accepted:
+            self.logger.note(words)
+        else:
+            self.logger.warn(f"{words}; going on with real rows")
+        rows = {"rows": verdict.rows if verdict.accepted else 0, "asked_rows": verdict.asked_rows}
+        self.log("refresh", {**metrics, **rows, "verdict": str(verdict), **verdict.metrics})
         if verdict.accepted and self.config.shadow.updates:
             self.test_shadow()
 

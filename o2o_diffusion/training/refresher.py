@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from o2o_diffusion.protocols import Agent, Generator
-from o2o_diffusion.quality.gate import ROWS, Verdict, judge
+from o2o_diffusion.quality.gate import judge
+from o2o_diffusion.quality.verdict import Verdict
 from o2o_diffusion.replay import Replay
 from o2o_diffusion.state import Stateful
 from o2o_diffusion.types import Metrics, Transitions
@@ -59,15 +60,16 @@ class Refresher(Stateful):
     def redraw(self, replay: Replay, agent: Agent) -> Verdict:
         """Replace the generated rows with new ones if the gate accepts them, or else remove them.
 
-        If the generator makes its rows at batch time, the gate judges 2,000 rows per label, which are not stored.
+        If the generator makes its rows at batch time, the rows that the gate judges are not stored.
         """
         refresh, share = self.generator.next_refresh(replay), self.generator.share(replay)
         counts = share.counts(refresh.rows)
-        if share.at_batch_time and refresh.gate.measures:
-            counts = dict.fromkeys(share.counts(ROWS), ROWS)
+        if share.at_batch_time:
+            counts = dict.fromkeys(share.counts(refresh.gate.rows), refresh.gate.rows)
         options = {"replay": self.training(replay), "agent": agent}
         batches = {source: self.generator.sample(count, source=source, **options) for source, count in counts.items()}
-        verdict = judge(batches, sum(counts.values()), replay, refresh.gate)
+        batches = {source: batch[replay.spec.flatten(batch).isfinite().all(1)] for source, batch in batches.items()}
+        verdict = judge(batches, counts, replay, refresh.gate)
         replay.replace_generated(batches if verdict.accepted and not share.at_batch_time else {})
         self.accepted = verdict.accepted
         self.training_rows.clear()

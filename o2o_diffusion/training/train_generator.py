@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +22,7 @@ from o2o_diffusion.environments.tasks import Task
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.progress import progress_bar
 from o2o_diffusion.protocols import Generator
-from o2o_diffusion.quality.gate import aucs
+from o2o_diffusion.quality.gate import judge
 from o2o_diffusion.replay import Replay
 from o2o_diffusion.settings import Settings
 from o2o_diffusion.storage import lock
@@ -63,7 +63,7 @@ class GeneratorTraining:
         output: Annotated[str | None, "folder to save the generator in; null: generators/<dataset>_<generator>"] = None
         checkpoint_interval: Annotated[int, "updates between checkpoints", Ge(1)] = 2_000
         quality_rows: Annotated[
-            int, "generated rows per label to compare with training rows at the end; 0: none", Ge(0)
+            int, "generated rows per label to judge at the end by held-out rows; 0: none", Ge(0)
         ] = 2_000
         max_skipped_updates: Annotated[int, "updates in a row that are not finite before the training stops", Ge(1)] = (
             10
@@ -188,8 +188,8 @@ class GeneratorTraining:
             return
         self.generator.save_pretrained(self.output, self.provenance() | {"quality": quality})
         shutil.rmtree(self.folder)
-        for label, auc in quality["auc"].items() if quality else ():
-            print(f"{label} rows: a classifier distinguishes new from training rows with AUC {auc:.3f} (0.5: chance)")
+        if quality:
+            print(f"rows, judged by held-out rows: {quality['verdict']}")
         print(f"saved to {self.output}")
 
     def provenance(self) -> dict[str, Any]:
@@ -254,17 +254,17 @@ class GeneratorTraining:
 
 
 def measure(generator: Generator, replay: Replay, num_rows: int) -> dict[str, Any] | None:
-    """Two-sample AUC of `num_rows` generated rows against the training rows of their label, for labels with rows.
+    """The gate's verdict on `num_rows` generated rows of each label with real rows, by real rows that were held out.
 
-    Returns {"rows": number, "auc": {label: AUC}} on the main process, None on the others. All processes must call it,
-    because sampling is collective.
+    Returns {"rows": number, "verdict": words, "numbers": {label_name: number}} on the main process, None on the others.
+    All processes must call it, because sampling is collective.
     """
-    batches = {
-        source: generator.sample(num_rows, source=source, replay=replay, agent=NoAgent())
-        for source in GENERATED
-        if num_rows and len(replay.pools[source.real])
-    }
-    if not batches or rank() != 0:
+    counts = {source: num_rows for source in GENERATED if num_rows and len(replay.pools[source.real])}
+    options: dict[str, Any] = {"replay": replay.part(held_out=False), "agent": NoAgent()}
+    batches = {source: generator.sample(count, source=source, **options) for source, count in counts.items()}
+    if not batches:
         return None
-    scores = aucs(batches, replay, num_rows)
-    return {"rows": num_rows, "auc": {source.label: round(score, 4) for source, score in scores.items()}}
+    limits = generator.next_refresh(replay).gate
+    verdict = judge(batches, counts, replay, replace(limits, rows=num_rows))
+    numbers = {name: round(value, 4) for name, value in verdict.metrics.items()}
+    return {"rows": num_rows, "verdict": verdict.summary, "numbers": numbers} if rank() == 0 else None

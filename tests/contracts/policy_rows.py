@@ -9,7 +9,7 @@ from torch import Tensor
 from o2o_diffusion.distributed import ShardedRng
 from o2o_diffusion.protocols import Agent
 from o2o_diffusion.replay import Replay
-from o2o_diffusion.schedule import Gate, GeneratedShare, Refresh
+from o2o_diffusion.schedule import OPEN, Gate, GeneratedShare, Refresh
 from o2o_diffusion.state import Stateful
 from o2o_diffusion.types import UNKNOWN_RETURN, Metrics, Source, Transitions, TransitionSpec
 
@@ -20,7 +20,7 @@ class PolicyRows(Stateful):
     @dataclass(frozen=True)
     class Config:
         share: Annotated[float, "share of generated rows in a batch"] = 0.5
-        max_auc: Annotated[float, "limit of the gate"] = 1.0
+        gate: Gate = OPEN
 
     state_fields = ("weight",)
 
@@ -34,7 +34,7 @@ class PolicyRows(Stateful):
         return GeneratedShare(self.config.share, online=0.5, at_batch_time=True)
 
     def next_refresh(self, replay: Replay) -> Refresh:
-        return Refresh(updates=1, first=30, gate=Gate(self.config.max_auc))
+        return Refresh(updates=1, first=30, gate=self.config.gate)
 
     def begin_refresh(self, replay: Replay, agent: Agent) -> None: ...
 

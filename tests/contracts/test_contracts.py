@@ -94,7 +94,12 @@ def test_rows_at_batch_time_have_the_samplers_shares_and_ramp(run):
 
 
 def test_rows_at_batch_time_are_not_made_after_the_gate_refused(run):
-    loop = run("generator.max_auc=0.0", generator="contracts.policy_rows.PolicyRows").loop
+    loop = run(
+        "generator.gate.rows=50",
+        "generator.gate.outside_range=0",
+        "generator.gate.duplicates=0",
+        generator="contracts.policy_rows.PolicyRows",
+    ).loop
     assert not any(bool(batch.is_generated.any()) for batch in batches(loop))
     assert loop.refresher.count == loop.refresher.refused == 1
 

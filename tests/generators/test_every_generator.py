@@ -139,10 +139,10 @@ def test_a_training_batch_holds_its_mix_exactly(path):
 
 @DIFFUSION
 def test_a_refresh_says_what_the_settings_say(path):
-    generator = build("generator", path, first_refresh=7, refresh_interval=5, num_samples=9, max_auc=0.7)
+    generator = build("generator", path, first_refresh=7, refresh_interval=5, num_samples=9, **{"gate.auc": 0.7})
     batch = make_batch(8)
     planned = generator.next_refresh(real())
-    assert (planned.first, planned.interval, planned.rows, planned.gate.max_auc) == (7, 5, 9, 0.7)
+    assert (planned.first, planned.interval, planned.rows, planned.gate.auc) == (7, 5, 9, 0.7)
     assert generator.augment(batch, replay=real(), agent=AGENT) is batch  # its rows come from the pools
 
 

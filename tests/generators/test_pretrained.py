@@ -23,7 +23,7 @@ PROVENANCE = {
     "dataset_sha256": "ab" * 32,
     "updates": 4_000,
     "environment": {"id": "Hopper-v5"},
-    "quality": {"rows": 500, "auc": {"offline": 0.6123}},
+    "quality": {"rows": 500, "verdict": "accepted", "numbers": {"offline_auc": 0.6123}},
 }
 
 
@@ -93,8 +93,8 @@ def test_sampling_settings_come_back(folder, generator):
 def test_a_folder_of_version_0_1_still_loads(folder, flat, sampling, draw):
     rows = [SPEC.flatten(draw(replaced(folder, sampling), 5))]
     nested = json.loads((folder / "generator.json").read_text())
-    del nested["sampling"]
-    rewrite(folder / "generator.json", nested | flat)
+    del nested["sampling"], nested["gate"]
+    rewrite(folder / "generator.json", nested | flat | {"max_auc": 0.95})
     rewrite(folder / "facts.json", {"dataset": "an/old-one-v0"})
     (folder / "provenance.json").unlink()
     manifest = json.loads((folder / "sha256.json").read_text())

@@ -1,6 +1,5 @@
 import subprocess
 import sys
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -12,13 +11,17 @@ import torch
 
 from o2o_diffusion import Augmenter, TransitionSpec
 from o2o_diffusion.errors import InputError
+from o2o_diffusion.quality import residuals
+from o2o_diffusion.schedule import OPEN
 from o2o_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
 from o2o_diffusion.types import Source
 
 TINY = [
     "updates=20", "refresh_updates=10", "num_samples=200", "first_refresh=40", "refresh_interval=30", "batch_size=32",
-    "width=16", "depth=1", "embedding_dim=8", "sampling.num_steps=4", "max_auc=1",
+    "width=16", "depth=1", "embedding_dim=8", "sampling.num_steps=4", "gate.rows=0",
 ]  # fmt: skip
+STRICT = ["gate.rows=50", "gate.outside_range=0", "gate.at_limits=0"]
+"""A gate that refuses the rows of a generator that has hardly been trained."""
 
 
 def arrays(size: int = 300, scale: float = 1.0, seed: int = 0) -> dict[str, np.ndarray]:
@@ -133,10 +136,10 @@ def test_without_generated_rows_sampling_says_what_to_do():
 
 def test_rows_that_the_gate_refuses_are_not_used():
     """As in a run: a warning, an empty pool, real batches; the next refresh may be accepted."""
-    augmenter = Augmenter(arrays(), settings=[*TINY, "max_auc=0.1"])
-    with pytest.warns(UserWarning, match=r"are refused: .* with AUC [01]\.\d+ \(limit 0\.1\); batches hold real rows"):
+    augmenter = Augmenter(arrays(), settings=[*TINY, *STRICT])
+    with pytest.warns(UserWarning, match=r"are refused: \d+% of the .* limit 0% more\); batches hold real rows"):
         verdict = augmenter.refresh()
-    assert not verdict.accepted and verdict.auc > 0.1 and verdict.rows == verdict.asked_rows == 200
+    assert not verdict.accepted and verdict.rows == verdict.asked_rows == 200
     assert augmenter.num_generated == 0 and augmenter.refreshes == augmenter.refresher.refused == 1
     real, observation = Buffer(), np.zeros(2)
     for _ in range(30):
@@ -146,12 +149,12 @@ def test_rows_that_the_gate_refuses_are_not_used():
         augmenter.sample(5)
     with pytest.warns(UserWarning, match="are refused"):
         assert not augmenter.redraw().accepted
-    augmenter.generator.config = replace(augmenter.generator.config, max_auc=1.0)
+    augmenter.generator.config = replace(augmenter.generator.config, gate=OPEN)
     assert augmenter.redraw().accepted and augmenter.num_generated == 200 and augmenter.refreshes == 1
 
 
 def test_a_refresh_on_the_way_is_refused_too():
-    augmenter = Augmenter(TransitionSpec(2, 1), settings=[*TINY, "max_auc=0.1"])
+    augmenter = Augmenter(TransitionSpec(2, 1), settings=[*TINY, *STRICT])
     augmenter.observe(**arrays(100))
     with pytest.warns(UserWarning, match="are refused"):
         assert augmenter.maybe_refresh(100)
@@ -192,15 +195,15 @@ def test_a_saved_generator_is_drawn_from_at_once(fitted, tmp_path):
         Augmenter.from_pretrained(tmp_path / "saved", dataset=wide)
 
 
-def test_the_report_has_floors_and_warns_of_rows_that_are_told_apart(fitted, monkeypatch):
-    with warnings.catch_warnings(action="ignore"):
-        report = fitted.report(rows=150)
-    numbers = report["labels"]["offline"]
-    assert set(report["labels"]) == {"offline", "online"} and report["auc"] >= numbers["auc"]["generated"]
-    assert numbers["auc"]["floor"] < 0.7 and numbers["outside_box"]["generated"] == 0
-    monkeypatch.setattr(fitted.generator, "config", replace(fitted.generator.config, max_auc=0.0))
-    with pytest.warns(UserWarning, match=r"AUC of 0\.\d+, more than 0\.0"):
-        fitted.report(rows=150)
+def test_the_report_is_a_verdict_with_reasons_and_numbers(fitted, monkeypatch):
+    monkeypatch.setattr(residuals, "UPDATES", 20)
+    report = fitted.report(rows=150)
+    numbers = report.labels["offline"]
+    assert set(report.labels) == {"offline", "online"} and numbers["outside_box"]["generated"] == 0
+    assert numbers["auc"]["floor"] < 0.7 < numbers["auc"]["generated"]  # it has hardly been trained
+    decision, *reasons = str(report).splitlines()
+    assert decision == ("accepted" if report.verdict.accepted else "refused") and len(reasons) == 3
+    assert reasons[0] == f"- {report.verdict.findings[0]}" and "limit" in reasons[0]
 
 
 def test_a_generator_that_asks_a_policy_says_that_it_has_none(fitted):

@@ -13,7 +13,7 @@ from o2o_diffusion.integrations.buffers import mixed
 
 TINY = [
     "updates=10", "num_samples=200", "first_refresh=10", "batch_size=32", "width=8", "depth=1", "sampling.num_steps=2",
-    "max_auc=1",
+    "gate.rows=0",
 ]  # fmt: skip
 
 

@@ -10,8 +10,10 @@ from o2o_diffusion.errors import InputError
 from o2o_diffusion.generators.cfdg import CFDG
 from o2o_diffusion.generators.pretrained import checksum
 from o2o_diffusion.integrations.minari import augment
+from o2o_diffusion.schedule import OPEN
 
-TINY = ["updates=10", "batch_size=32", "width=16", "depth=1", "embedding_dim=8", "sampling.num_steps=3", "max_auc=1"]
+TINY = ["updates=10", "batch_size=32", "width=16", "depth=1", "embedding_dim=8", "sampling.num_steps=3", "gate.rows=0"]
+STRICT = ["gate.rows=50", "gate.outside_range=0", "gate.at_limits=0"]
 
 
 @pytest.fixture(autouse=True)
@@ -41,15 +43,15 @@ def test_generated_rows_follow_the_real_episodes(store):
 
 
 def test_rows_that_the_gate_refuses_are_written_with_a_warning():
-    with pytest.warns(UserWarning, match=r"are refused: .*limit 0\.1\); they are written anyway"):
-        augment("o2o/pendulum-v0", "my/bad-v0", num_samples=200, settings=[*TINY, "max_auc=0.1"])
+    with pytest.warns(UserWarning, match=r"are refused: .*limit 0% more\); they are written anyway"):
+        augment("o2o/pendulum-v0", "my/bad-v0", num_samples=200, settings=[*TINY, *STRICT])
     assert load_dataset("my/bad-v0").num_transitions == load_dataset("o2o/pendulum-v0").num_transitions + 200
 
 
 def test_a_saved_generator_is_drawn_from_as_it_is(tmp_path):
     data = load_dataset("o2o/pendulum-v0")
     generator = CFDG(
-        CFDG.Config(width=16, depth=1, embedding_dim=8, sampling=Sampling(num_steps=3), max_auc=1), data.spec, seed=0
+        CFDG.Config(width=16, depth=1, embedding_dim=8, sampling=Sampling(num_steps=3), gate=OPEN), data.spec, seed=0
     )
     generator.save_pretrained(tmp_path / "saved")
     augment("o2o/pendulum-v0", "my/rows-v0", generator=str(tmp_path / "saved"), num_samples=7, keep_real=False)

@@ -16,7 +16,7 @@ from o2o_diffusion.integrations.sb3 import AugmentCallback, AugmentedReplayBuffe
 
 TINY = [
     "updates=20", "refresh_updates=10", "num_samples=200", "first_refresh=100", "refresh_interval=100",
-    "batch_size=32", "width=16", "depth=1", "embedding_dim=8", "sampling.num_steps=4", "max_auc=1",
+    "batch_size=32", "width=16", "depth=1", "embedding_dim=8", "sampling.num_steps=4", "gate.rows=0",
 ]  # fmt: skip
 PENDULUM = TransitionSpec(3, 1)
 

@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from o2o_diffusion.errors import InputError
-from o2o_diffusion.quality.comparison import compare, evaluate
-from o2o_diffusion.quality.measures import policy, validity
+from o2o_diffusion.quality import residuals
+from o2o_diffusion.quality.comparison import check_enough, compare, evaluate
+from o2o_diffusion.quality.measures import policy, transport, validity
 from o2o_diffusion.quality.page import column_names, save_page
 from o2o_diffusion.quality.real import RealData, draw
+from o2o_diffusion.quality.remarks import remarks
 from o2o_diffusion.quality.table import MEANINGS, show_report, shown
-from o2o_diffusion.types import Episode, Transitions, TransitionSpec
+from o2o_diffusion.types import Transitions, TransitionSpec
 
 
 def rows(size: int, seed: int, center: float = 0.0) -> Transitions:
@@ -26,7 +28,9 @@ def rows(size: int, seed: int, center: float = 0.0) -> Transitions:
 def report() -> dict[str, Any]:
     """Perfect offline rows, and online rows that are offline ones."""
     real = {"offline": RealData(rows(400, 0), rows(800, 1)), "online": RealData(rows(400, 2, 3.0), rows(800, 3, 3.0))}
-    return evaluate({"offline": rows(400, 4), "online": rows(400, 5)}, real, rows=400)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(residuals, "UPDATES", 100)
+        return evaluate({"offline": rows(400, 4), "online": rows(400, 5)}, real, rows=400)
 
 
 def test_perfect_rows_are_at_the_floor_and_wrong_ones_at_the_ceiling(report):
@@ -38,7 +42,9 @@ def test_perfect_rows_are_at_the_floor_and_wrong_ones_at_the_ceiling(report):
     assert good["novelty"]["floor"] == 1 and good["novelty"]["generated"] == pytest.approx(1, abs=0.2)
     assert good["auc_other"]["generated"] > 0.9 and wrong["auc_other"]["generated"] < 0.65
     assert wrong["js_observations"]["generated"] == pytest.approx(math.log(2), abs=0.15)
-    assert good["rows"] == {"generated": 400, "floor": 400, "ceiling": 400}
+    assert good["rows"] == {"generated": 400, "floor": 400, "copier": 400, "ceiling": 400}
+    assert good["novelty"]["copier"] < 0.5 and good["outcomes"]["copier"] > 2 > good["outcomes"]["generated"]
+    assert report["verdict"].startswith("refused\n- ") and "online" in report["verdict"].splitlines()[1]
 
 
 def test_the_report_is_written_drawn_and_shown(report, tmp_path, capsys):
@@ -50,6 +56,7 @@ def test_the_report_is_written_drawn_and_shown(report, tmp_path, capsys):
     printed = capsys.readouterr().out
     measured = {name for numbers in report["labels"].values() for name in numbers} & set(MEANINGS)
     assert all(MEANINGS[name][0] in printed for name in measured) and "something to know" in printed
+    assert report["verdict"] in printed
     assert set(report["labels"]["offline"]) <= {*MEANINGS, "rows", "marginals", "dynamics"}
     assert shown(None) == "" and shown(0.12345) == "0.123" and shown(4e-5) == "4e-05"
 
@@ -57,8 +64,10 @@ def test_the_report_is_written_drawn_and_shown(report, tmp_path, capsys):
 def test_rows_that_are_not_finite_are_counted_and_left_out():
     broken = rows(400, 4)
     broken.observations[:100] = torch.nan
-    numbers = compare(broken, RealData(rows(400, 0), rows(400, 1)), measures=[validity])
-    assert numbers["non_finite"]["generated"] == pytest.approx(0.25)
+    real = RealData(rows(400, 0), rows(400, 1))
+    numbers = compare(broken, real, measures=[validity])
+    assert numbers["dropped"]["generated"] == pytest.approx(0.25)
+    assert compare(rows(300, 4), real, asked=400, measures=[validity])["dropped"]["generated"] == 0.25
     assert numbers["rows"]["generated"] == 300
 
 
@@ -89,21 +98,37 @@ def test_policy_alignment_is_measured_where_there_is_a_policy():
 
 def test_too_few_rows_are_refused():
     with pytest.raises(InputError, match="50 held-out rows are too few"):
-        compare(rows(400, 0), RealData(rows(50, 1), rows(400, 2)))
+        check_enough(rows(400, 0), RealData(rows(50, 1), rows(400, 2)))
 
 
-def test_whole_episodes_are_held_out():
-    episodes = [
-        Episode(*(rows(21, k).observations.numpy(), rows(20, k).actions.numpy(), rows(20, k).rewards.numpy()), False)
-        for k in range(40)
-    ]
-    for wanted, share in ((10, 10), (130, 6), (10_000, 4)):
-        real = RealData.split(episodes, wanted)
-        assert len(real.held_out) == 20 * (40 // share) and len(real.held_out) + len(real.training) == 800
-        assert (real.held_out.observations[:20] == episodes[share - 1].transitions().observations).all()
-    assert len(RealData.split(episodes[:2], 10).held_out) == 20
-    with pytest.raises(InputError, match="one episode"):
-        RealData.split(episodes[:1], 10)
+def test_validity_knows_repeated_rows_and_the_ends_of_the_range():
+    real = RealData(rows(400, 0), rows(400, 1))
+    batch = rows(400, 2)[torch.arange(400) % 100]
+    low, high = real.limits[0, 0], real.limits[1, 0]
+    batch = batch.where(
+        observations=torch.stack([torch.where(batch.observations[:, 0] > 0, high, low), batch.rewards], 1)
+    )
+    found = compare(batch, real, measures=[validity])
+    assert found["duplicates"] == {"generated": 0.75, "floor": 0.0}
+    assert found["at_limits"]["generated"] == pytest.approx(1 / 6, abs=0.01)  # one of [s, a, r, s'], of 6 numbers
+
+
+def test_sliced_distances_leave_out_terminations():
+    real, batch = RealData(rows(400, 0), rows(400, 1)), rows(400, 2)
+    ended = batch.where(terminations=torch.ones(400))
+    assert (
+        compare(batch, real, measures=[transport])["sliced_wasserstein_2"]
+        == (compare(ended, real, measures=[transport])["sliced_wasserstein_2"])
+    )
+
+
+def test_remarks_on_copies_and_on_shares_that_differ():
+    numbers = {"novelty": {"generated": 0.1, "floor": 1.0}, "dynamics_share": {"generated": 0.5, "floor": 0.9}}
+    copied, shares = remarks({"online": numbers})
+    assert copied.startswith("online: rows are copies") and "50% of the generated but 90% of the real rows" in shares
+    assert (
+        remarks({"online": {"novelty": {"generated": 0.9}, "dynamics_share": {"generated": 0.9, "floor": 0.9}}}) == []
+    )
 
 
 def test_drawn_rows_keep_their_order():

@@ -33,7 +33,7 @@ def test_jensen_shannon_of_a_shifted_gaussian():
     density = torch.exp(-((x - 1) ** 2) / 2) / math.sqrt(2 * math.pi)
     exact = math.log(2) - float((density * torch.log1p(torch.exp(0.5 - x))).sum() * (x[1] - x[0]))
     real, shifted = normal(3_000, 1, seed=0), normal(4_000, 1, seed=1) + 1.0  # more rows of one kind do not matter
-    assert jensen_shannon(shifted, real, folds=2) == pytest.approx(exact, abs=0.015)
+    assert exact - 0.03 < jensen_shannon(shifted, real, folds=2) < exact + 0.01  # trees find a lower bound
 
 
 def test_labels_are_told_apart():

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -109,11 +110,15 @@ def test_generated_rows_enter_and_the_environment_sees_only_its_own_observations
     assert len(run.loop.replay.online) == 80 and len(run.loop.replay.offline) == 400
 
 
-@pytest.mark.parametrize(("max_auc", "after_refresh"), [(1, 0.0), (0.1, 0.5)])
+STRICT = ["generator.gate.rows=50", "generator.gate.outside_range=0", "generator.gate.at_limits=0"]
+"""A gate that refuses the rows of a generator that has hardly been trained."""
+
+
+@pytest.mark.parametrize(("gate", "after_refresh"), [([], 0.0), (STRICT, 0.5)])
 def test_offline_rows_are_replaced_once_there_are_generated_ones(
-    tmp_path, tiny_run, tiny_generator, max_auc, after_refresh
+    tmp_path, tiny_run, tiny_generator, gate, after_refresh
 ):
-    own = [*tiny_generator("edis"), f"generator.max_auc={max_auc}", "sampler.ramp=0", "online_steps=40"]
+    own = [*tiny_generator("edis"), *gate, "sampler.ramp=0", "online_steps=40"]
     run = Run(settings(tmp_path, *tiny_run, *own))
     offline = {}
     while run.loop.phase < len(run.loop.phases):
@@ -123,17 +128,17 @@ def test_offline_rows_are_replaced_once_there_are_generated_ones(
     assert expected.items() <= offline.items() and run.loop.refresher.count == 1
 
 
-def test_a_refresh_that_a_classifier_tells_from_real_rows_is_not_used(tmp_path, tiny_run, tiny_cfdg, capsys):
-    run = Run(settings(tmp_path, *tiny_run, *tiny_cfdg, "generator.max_auc=0.1"))
+def test_a_refresh_that_the_gate_refuses_is_not_used(tmp_path, tiny_run, tiny_cfdg, capsys):
+    run = Run(settings(tmp_path, *tiny_run, *tiny_cfdg, *STRICT))
     assert run.execute() == 0
     summary = json.loads((run.folder / SUMMARY).read_text())
     assert summary["refreshes"] == summary["refused_refreshes"] == 2 and summary["generated_rows"] == 0
     assert all(len(run.loop.replay.pools[source]) == 0 for source in list(Source)[2:])
-    assert (
-        "refresh 1 is refused: a classifier distinguishes its rows from real ones with AUC" in capsys.readouterr().err
-    )
+    assert re.search(r"warning: refresh 1 is refused: \d+% of .* limit 0% more\).*; going on", capsys.readouterr().err)
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["rows"] for line in lines if line["kind"] == "refresh"] == [0, 0]
+    refreshes = [line for line in lines if line["kind"] == "refresh"]
+    assert [line["rows"] for line in refreshes] == [0, 0] and refreshes[0]["verdict"].startswith("refused: ")
+    assert max(refreshes[0]["online_outside_range"], refreshes[0]["online_at_limits"]) > 0.1
 
 
 GENERATORS = [path.stem for path in names("generator") if path.stem != "cfdg-paper"]
