@@ -1,126 +1,146 @@
-"""Pretraining updates per second of every learner's YAML file, compared with a plain IQL, on one core.
+"""Updates per second of learners, alone and stacked, beside plain ones of `reference/` and the processor's limit.
 
-    python benchmarks/learners.py [--rounds 9] [--seconds 0.3] [--output learners.json]
+    taskset -c 0 python -m benchmarks learners [--widths 64 256] [--sizes hopper ant adroit] [--seeds 5] [--rounds 9]
 
-The reference is written like typical public PyTorch code: one module per critic, default Adam, target averaging in a
-loop, losses logged with `.item()`. Rounds are interleaved, so that other load on the machine slows all equally; medians
-are reported. Batch size 256, 17-d observations, 6-d actions, each learner's own networks; the reference has two hidden
-layers of 256.
+Turns are interleaved, so that all variants meet the same state of the machine; a turn is measured in processor time of
+this process, because other processes may use the core as well. Medians over the rounds. One thread, batch size 256.
+The limit is the rate of a large matrix product; an update's products are counted.
 """
 
 import argparse
-import copy
 import json
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from o2o_diffusion.settings import CONFIGS, available, compose
+from benchmarks.reference.famo2o import FamO2O
+from benchmarks.reference.iql import IQL
+from benchmarks.reference.sac import SAC
+from o2o_diffusion.learners.stacking import Stack
+from o2o_diffusion.settings import CONFIGS, compose
 from o2o_diffusion.training.folders import GROUPS
 from o2o_diffusion.training.loop import Loop
+from o2o_diffusion.training.session import processor, set_matmul
 from o2o_diffusion.types import Transitions, TransitionSpec
 
-SPEC = TransitionSpec(observation_dim=17, action_dim=6)
-BATCH_SIZE, HIDDEN, DISCOUNT = 256, 256, 0.99
+REFERENCES = {"iql": IQL, "famo2o": FamO2O, "sac": SAC}
+SIZES = {"hopper": (11, 3), "ant": (27, 8), "adroit": (45, 24)}
+"""Observation and action dimensions."""
+BATCH_SIZE, SECONDS = 256, 0.2
+Variant = tuple[str, Callable[[], Any]]
+"""The precision of matrix products, and an update."""
 
 
-class ReferenceIQL:
-    """IQL, not optimized for speed."""
-
-    def __init__(self):
-        both = SPEC.observation_dim + SPEC.action_dim
-        self.q1, self.q2, self.v = mlp(both, 1), mlp(both, 1), mlp(SPEC.observation_dim, 1)
-        self.actor, self.log_std = (
-            mlp(SPEC.observation_dim, SPEC.action_dim),
-            nn.Parameter(torch.zeros(SPEC.action_dim)),
-        )
-        self.targets = [copy.deepcopy(q) for q in (self.q1, self.q2)]
-        self.q_optimizer = torch.optim.Adam([*self.q1.parameters(), *self.q2.parameters()], lr=3e-4)
-        self.v_optimizer = torch.optim.Adam(self.v.parameters(), lr=3e-4)
-        self.actor_optimizer = torch.optim.Adam([*self.actor.parameters(), self.log_std], lr=3e-4)
-
-    def update(self, batch: Transitions) -> dict[str, float]:
-        """Update value, critics, targets and actor."""
-        x = torch.cat([batch.observations, batch.actions], dim=-1)
-        with torch.no_grad():
-            target_q = torch.minimum(*(q(x) for q in self.targets)).squeeze(-1)
-            next_v = self.v(batch.next_observations).squeeze(-1)
-        advantage = target_q - self.v(batch.observations).squeeze(-1)
-        v_loss = ((0.7 - (advantage < 0).float()).abs() * advantage**2).mean()
-        descend(self.v_optimizer, v_loss)
-        y = batch.rewards + DISCOUNT * (1 - batch.terminations) * next_v
-        q_loss = F.mse_loss(self.q1(x).squeeze(-1), y) + F.mse_loss(self.q2(x).squeeze(-1), y)
-        descend(self.q_optimizer, q_loss)
-        for target, source in zip(self.targets, (self.q1, self.q2), strict=True):
-            for slow, fast in zip(target.parameters(), source.parameters(), strict=True):
-                slow.data.copy_(0.995 * slow.data + 0.005 * fast.data)
-        weight = (3 * advantage.detach()).exp().clamp(max=100)
-        std = self.log_std.clamp(-5, 2).exp()
-        policy = torch.distributions.Normal(self.actor(batch.observations).tanh(), std)
-        actor_loss = -(weight * policy.log_prob(batch.actions).sum(-1)).mean()
-        descend(self.actor_optimizer, actor_loss)
-        return {"value_loss": v_loss.item(), "critic_loss": q_loss.item(), "actor_loss": actor_loss.item()}
+def make_batch(spec: TransitionSpec, seed: int) -> Transitions:
+    """A batch of random rows."""
+    generator = torch.Generator().manual_seed(seed)
+    states = torch.randn(2, BATCH_SIZE, spec.observation_dim, generator=generator)
+    actions = 2 * torch.rand(BATCH_SIZE, spec.action_dim, generator=generator) - 1
+    rewards, discounts = torch.randn(BATCH_SIZE, generator=generator), torch.full((BATCH_SIZE,), 0.99)
+    return Transitions.create(states[0], actions, rewards, states[1], torch.zeros(BATCH_SIZE), discounts=discounts)
 
 
-def mlp(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(inputs, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, outputs)
-    )
+def build(name: str, spec: TransitionSpec, width: int, seed: int) -> Any:
+    """A learner with two hidden layers."""
+    overrides = [f"learner={name}", f"learner.hidden=[{width},{width}]"]
+    settings = compose(CONFIGS / "finetune.yaml", Loop.Config, GROUPS, overrides)
+    return settings.components["learner"].build(spec, seed=seed, device="cpu")
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
+def variants(name: str, spec: TransitionSpec, width: int, seeds: int, matmul: str) -> dict[str, Variant]:
+    """The plain learner, ours, and several seeds of ours stacked."""
+    batches = [make_batch(spec, seed) for seed in range(seeds)]
+    plain = REFERENCES[name](spec.observation_dim, spec.action_dim, width)
+    own, stack = build(name, spec, width, 0), Stack([build(name, spec, width, seed) for seed in range(seeds)])
+    return {
+        "reference": ("highest", lambda: plain.update(batches[0])),
+        "own": (matmul, lambda: own.update(batches[0])),
+        "stacked": (matmul, lambda: stack.update(batches)),
+    }
 
 
-def contestants() -> dict[str, tuple[Callable, str]]:
-    """Name -> (update, matmul precision)."""
-    runs = {name: (ReferenceIQL().update, p) for name, p in (("reference", "highest"), ("reference, oneDNN", "medium"))}
-    for name in available("learner"):
-        settings = compose(CONFIGS / "finetune.yaml", Loop.Config, GROUPS, [f"learner={name}"])
-        runs[name] = (settings.components["learner"].build(SPEC, seed=0, device="cpu").update, "medium")
-    return runs
-
-
-def updates_per_second(update: Callable, precision: str, batch: Transitions, seconds: float) -> float:
+def turn(variant: Variant) -> float:
+    """Seconds per update."""
+    precision, update = variant
     torch.set_float32_matmul_precision(precision)
-    start, count = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        update(batch)
+    start, count = time.process_time(), 0
+    while time.process_time() - start < SECONDS:
+        update()
         count += 1
-    return count / (time.perf_counter() - start)
+    return (time.process_time() - start) / count
+
+
+def product_rate(matmul: str) -> float:
+    """Floating-point operations per second of a large product."""
+    a = torch.randn(1024, 1024)
+    return 2 * 1024**3 / statistics.median(turn((matmul, lambda: a @ a)) for _ in range(5))
+
+
+def measure(name: str, size: str, width: int, seeds: int, rounds: int, matmul: str, limit: float) -> dict[str, Any]:
+    """One row of the table."""
+    found = variants(name, TransitionSpec(*SIZES[size]), width, seeds, matmul)
+    turns = [{kind: turn(variant) for kind, variant in found.items()} for _ in range(rounds + 1)][1:]
+    seconds = {kind: statistics.median(each[kind] for each in turns) for kind in found}
+    with FlopCounterMode(display=False) as counter:
+        found["own"][1]()
+    return {
+        "learner": name,
+        "size": size,
+        "width": width,
+        **{f"{kind}_per_second": round(1 / value, 1) for kind, value in seconds.items()},
+        "ratio": round(statistics.median(each["reference"] / each["own"] for each in turns), 2),
+        "stacked_ratio": round(seeds * statistics.median(each["reference"] / each["stacked"] for each in turns), 2),
+        "limit": round(counter.get_total_flops() / seconds["own"] / limit, 3),
+        "stacked_limit": round(seeds * counter.get_total_flops() / seconds["stacked"] / limit, 3),
+    }
+
+
+def show(result: dict[str, Any]) -> str:
+    """Markdown table."""
+    seeds = result["seeds"]
+    head = ["learner", "size", "width", "plain", "ours", "times plain", "of the limit", f"{seeds} stacked, sum"]
+    lines = [" | ".join([*head, "times plain", "of the limit"]), "---|" * (len(head) + 1) + "---"]
+    for row in result["rows"]:
+        rates = [f"{row[f'{kind}_per_second']:.0f}" for kind in ("reference", "own")]
+        own = [*rates, f"{row['ratio']:.2f}", f"{row['limit']:.0%}"]
+        stacked = [
+            f"{seeds * row['stacked_per_second']:.0f}",
+            f"{row['stacked_ratio']:.2f}",
+            f"{row['stacked_limit']:.0%}",
+        ]
+        lines.append(" | ".join([row["learner"], row["size"], str(row["width"]), *own, *stacked]))
+    return "\n".join(f"| {line} |" for line in lines)
 
 
 def main() -> None:
+    """Measure, print a table and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--learners", nargs="+", default=list(REFERENCES), choices=list(REFERENCES))
+    parser.add_argument("--widths", nargs="+", type=int, default=[64, 256])
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--seeds", type=int, default=5, help="number of stacked seeds")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=0.3, help="of a learner's turn in a round")
-    parser.add_argument("--output", type=Path, default=None, help="JSON file; standard output without it")
+    parser.add_argument("--output", type=Path, default=None, help="JSON file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    states, actions = torch.randn(2, BATCH_SIZE, SPEC.observation_dim), 2 * torch.rand(BATCH_SIZE, SPEC.action_dim) - 1
-    discounts = torch.full((BATCH_SIZE,), DISCOUNT)
-    fields = (states[0], actions, torch.randn(BATCH_SIZE), states[1], torch.zeros(BATCH_SIZE))
-    batch = Transitions.create(*fields, discounts=discounts)
-    runs = contestants()
-    rates: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(arguments.rounds + 1):
-        for name, (update, precision) in runs.items():
-            rates[name].append(updates_per_second(update, precision, batch, arguments.seconds))
-    medians = {name: round(statistics.median(rate[1:]), 1) for name, rate in rates.items()}  # the first round warms up
-    reference = medians["reference"]
-    result = {
-        name: {"updates_per_second": round(m, 1), "ratio": round(m / reference, 2)} for name, m in medians.items()
-    }
-    text = json.dumps(result, indent=2)
-    print(text) if arguments.output is None else arguments.output.write_text(text + "\n")
+    matmul = set_matmul("auto")
+    limit = product_rate(matmul)
+    result = {"processor": processor(), "matmul": matmul, "gflops": round(limit / 1e9, 1), "seeds": arguments.seeds}
+    result["rows"] = [
+        measure(name, size, width, arguments.seeds, arguments.rounds, matmul, limit)
+        for width in arguments.widths
+        for size in arguments.sizes
+        for name in arguments.learners
+    ]
+    print(f"{result['processor']}, one thread, products '{matmul}' at {result['gflops']} GFLOP/s\n\n{show(result)}")
+    if arguments.output is not None:
+        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

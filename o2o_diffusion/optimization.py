@@ -2,12 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from o2o_diffusion.distributed import average, num_processes
 from o2o_diffusion.errors import InputError
+
+FOUND: WeakKeyDictionary[nn.Module, list[Tensor]] = WeakKeyDictionary()
+"""See `parameters_of`."""
 
 
 class Optimizer:
@@ -29,7 +33,8 @@ class Optimizer:
         self.parameters: list[Tensor] = list(parameters)
         self.learning_rate = learning_rate
         self.max_grad_norm, self.betas = max_grad_norm, betas
-        self.means, self.squares = ([torch.zeros_like(p, requires_grad=False) for p in self.parameters] for _ in "ms")
+        self.means = [torch.zeros_like(p, requires_grad=False) for p in self.parameters]
+        self.squares = [torch.zeros_like(p, requires_grad=False) for p in self.parameters]
         self.steps = [torch.zeros((), device=p.device) for p in self.parameters]
 
     def step(self, loss: Tensor) -> Tensor:
@@ -37,7 +42,7 @@ class Optimizer:
 
         A step with a gradient that is not finite changes no weights, and its loss is returned as NaN.
         """
-        gradients = torch.autograd.grad(loss.sum(), self.parameters)
+        gradients = torch.autograd.grad(loss if loss.ndim == 0 else loss.sum(), self.parameters)
         gradients = [gradient.contiguous() for gradient in gradients]  # the fused kernel ignores strides
         average(gradients)
         fault = guard(gradients, stacked=loss.ndim > 0)
@@ -80,12 +85,13 @@ class Optimizer:
 
 @torch.no_grad()
 def guard(gradients: list[Tensor], *, stacked: bool) -> Tensor:
-    """0 where gradients are finite, else NaN, without a branch of the host: [], or [K] for `stacked` seeds.
+    """0 where gradients are finite, else NaN, without waiting for the device: [], or [K] for `stacked` seeds.
 
     The gradients [K, ...] of stacked seeds with NaN are set to 0 in place, so that they cannot reach their weights.
     """
-    if not stacked:
-        return 0.0 * torch.stack(torch._foreach_norm(gradients)).sum()  # pyright: ignore[reportPrivateImportUsage]
+    fault = 0.0 * torch.stack(torch._foreach_norm(gradients)).sum()  # pyright: ignore[reportPrivateImportUsage]
+    if not stacked or (fault.device.type == "cpu" and not fault.isnan()):  # the host need not wait for a CPU
+        return fault
     fault = 0.0 * torch.stack([gradient.reshape(len(gradient), -1).norm(dim=1) for gradient in gradients]).sum(0)
     for gradient in gradients:
         is_finite = fault.isfinite().view(-1, *[1] * (gradient.ndim - 1))
@@ -106,7 +112,14 @@ def clip(gradients: Sequence[Tensor], max_norm: float, axes: int = 0) -> None:
 @torch.no_grad()
 def polyak_update(target: nn.Module, source: nn.Module, tau: float) -> None:
     """target <- (1 - tau) target + tau source, for every parameter."""
-    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)  # pyright: ignore[reportPrivateImportUsage]
+    torch._foreach_lerp_(parameters_of(target), parameters_of(source), tau)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def parameters_of(module: nn.Module) -> list[Tensor]:
+    """The parameters of `module`, found once, because a search through its parts takes longer than a small product."""
+    if module not in FOUND:
+        FOUND[module] = list(module.parameters())
+    return FOUND[module]
 
 
 def batch_part(size: int, setting: str) -> int:

@@ -33,7 +33,7 @@ class Critic(nn.Module):
         """[..., B, observation_dim], [..., B, action_dim] -> q [..., E, B].
 
         With N actions per row, [..., B, N, action_dim] -> [..., E, B, N]. If given, only `members` ([..., M] int64) of
-        the ensemble are evaluated.
+        the ensemble are evaluated. Where inputs are differentiable, the weights are constants.
         """
         stacked = observations.ndim - 2  # axes of seeds
         x = self.normalizer(observations)
@@ -41,7 +41,7 @@ class Critic(nn.Module):
             x = repeat(x, "... d -> ... n d", n=actions.shape[-2])
         x = torch.cat([x, actions], dim=-1).flatten(stacked, -2)
         if members is None:
-            q = self.mlp(x)
+            q = self.mlp(x, constant=x.requires_grad)
         else:  # the axis of the ensemble in every parameter is the first after the seeds'
             chosen = {name: select(weight, members) for name, weight in self.mlp.named_parameters()}
             q = functional_call(self.mlp, chosen, x)
@@ -57,7 +57,7 @@ class Critic(nn.Module):
         if actions.ndim > x.ndim:
             x = x.unsqueeze(-2)
         x = torch.cat([x.expand(*actions.shape[:-1], -1), actions], dim=-1).flatten(rows, -2)
-        return self.mlp(x, per_member=True).squeeze(-1).unflatten(-1, actions.shape[rows:-1])
+        return self.mlp(x, per_member=True, constant=x.requires_grad).squeeze(-1).unflatten(-1, actions.shape[rows:-1])
 
 
 class Value(nn.Module):

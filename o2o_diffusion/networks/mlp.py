@@ -5,12 +5,14 @@ Every parameter may have a leading axis of K stacked seeds; inputs then have it 
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from o2o_diffusion.distributed import ShardedRng
+from o2o_diffusion.networks.chain import relu_chain
 
 RELU_GAIN = math.sqrt(2)
 
@@ -89,15 +91,20 @@ class MLP(nn.Module):
             for fan_in, fan_out, gain in zip(widths[:-1], widths[1:], gains, strict=True)
         )
         self.norms = nn.ModuleList(norm(width, ensemble_size) if layer_norm else nn.Identity() for width in hidden)
-        self.ensemble_size, self.dropout = ensemble_size, dropout
+        self.ensemble_size, self.dropout, self.is_plain = ensemble_size, dropout, not (layer_norm or dropout)
 
-    def forward(self, x: Tensor, rng: ShardedRng | None = None, *, per_member: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, rng: ShardedRng | None = None, *, per_member: bool = False, constant: bool = False
+    ) -> Tensor:
         """Apply dropout only if `rng` is given, so never in acting or evaluation.
 
-        With `per_member`, each member of the ensemble has its own inputs [..., E, B, input_dim].
+        With `per_member`, each member of the ensemble has its own inputs [..., E, B, input_dim]. With `constant`,
+        gradients with respect to the weights may be omitted.
         """
-        *hidden, output = self.layers
         x = x if self.ensemble_size is None or per_member else x.unsqueeze(-3)  # one input for all members
+        if self.is_plain and not torch.is_autocast_enabled(x.device.type):
+            return self.chain(x, constant=constant)
+        *hidden, output = self.layers
         for layer, norm in zip(hidden, self.norms, strict=True):
             x = F.relu(norm(layer(x)))
             if self.dropout and rng is not None:
@@ -105,6 +112,21 @@ class MLP(nn.Module):
                 x = x * kept / (1 - self.dropout)
         with torch.autocast(x.device.type, enabled=False):  # bf16 would round values near 200 to integers
             return output(x.float())
+
+    def chain(self, x: Tensor, *, constant: bool) -> Tensor:
+        """The same without normalization and dropout."""
+        layers: Any = self.layers
+        parameters: list[Tensor] = [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
+        if constant:
+            parameters = [tensor.detach() for tensor in parameters]
+        if self.ensemble_size is None:
+            parameters[1::2] = [bias if bias.ndim == 1 else bias.unsqueeze(-2) for bias in parameters[1::2]]
+            return relu_chain(x, parameters, transposed=True)
+        members = parameters[0].shape[:-2]
+        x = x.expand(*members, -1, -1)
+        if len(members) == 1:
+            return relu_chain(x, parameters)
+        return relu_chain(x.flatten(0, -3), [p.flatten(0, -3) for p in parameters]).unflatten(0, members)
 
 
 def linear(fan_in: int, fan_out: int, ensemble_size: int | None) -> nn.Module:
