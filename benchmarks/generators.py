@@ -25,10 +25,9 @@ import torch
 
 from o2o_diffusion.data.datasets import Dataset, load_dataset
 from o2o_diffusion.learners.iql import IQL
-from o2o_diffusion.quality import two_sample
 from o2o_diffusion.quality.comparison import RealData, compare
 from o2o_diffusion.quality.dynamics import Simulator
-from o2o_diffusion.quality.measures import Reference, dynamics, marginals, transport, validity
+from o2o_diffusion.quality.measures import dynamics, marginals, residuals, transport, trees, validity
 from o2o_diffusion.replay import Replay
 from o2o_diffusion.samplers.mixture import Mixture
 from o2o_diffusion.schedule import Budget
@@ -38,7 +37,8 @@ from o2o_diffusion.types import Episode, Source, Transitions
 
 ROOT = Path(__file__).parent.parent
 COLUMNS = {
-    "auc": "AUC", "sliced_wasserstein_2": "sliced W2", "marginal": "marginal", "dynamics_error": "dynamics",
+    "auc": "AUC", "actions": "actions", "outcomes": "outcomes", "sliced_wasserstein_2": "sliced W2",
+    "marginal": "marginal", "dynamics_error": "dynamics",
     "dynamics_median": "(median)",
     "dynamics_ratio": "(learned, ratio)", "dynamics_in_variances": "(in variances)", "terminations": "terminations",
 }  # fmt: skip
@@ -63,11 +63,6 @@ class Cell:
     policy_updates: int
     seed: int
     path: Path
-
-
-def auc(candidate: Transitions, against: Reference) -> dict[str, Any]:
-    rows = against.spec.flatten(candidate)
-    return {"auc": two_sample.auc(rows[: len(against.rows)], against.rows, seed=against.seed)}
 
 
 def split(dataset: Dataset) -> tuple[list[Episode], list[Episode]]:
@@ -141,7 +136,7 @@ def run(cell: Cell) -> Path:
         start = time.perf_counter()
         rows = generator.sample(cell.rows, source=Source.GENERATED_ONLINE, replay=replay, agent=agent)
         speed = len(rows) / (time.perf_counter() - start)
-        measures = (auc, marginals, transport, dynamics, validity)
+        measures = (trees, residuals, marginals, transport, dynamics, validity)
         numbers = compare(rows, real, rows=cell.rows, simulator=simulator, seed=cell.seed, measures=measures)
         kept = {key: value for key, value in numbers.items() if key not in ("marginals", "dynamics")}
         result["solvers"][solver] = {"rows_per_second": speed, **kept}

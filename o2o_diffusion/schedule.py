@@ -31,21 +31,24 @@ NEVER = Cadence(updates=0)
 
 @dataclass(frozen=True)
 class Gate:
-    """Limits on the numbers of generated rows, each of one label; a refresh that exceeds one is refused.
+    """Limits on what numbers of generated rows exceed those of real rows by; a refresh beyond one of them is refused.
 
-    Shares are of rows, except `at_limits`. "Above real rows" means the value minus that of real rows of the label. With
-    fewer than 100 rows, the numbers that need a classifier or a regression are left out, and judging costs nothing.
+    Numbers are of the rows of one label. The limits lie beyond measured default trainings and below rows that are wrong
+    on purpose (docs/generators.md). With fewer than 100 rows, the numbers that need a classifier or a regression are
+    left out, and judging costs nothing.
     """
 
     rows: Annotated[int, "generated rows per label to judge; 0: only refuse rows that are not finite", Ge(0)] = 2_000
     dropped: Annotated[float, "share of rows that are not finite", Ge(0)] = 0.05
-    duplicates: Annotated[float, "share of rows that repeat another, above real rows", Ge(0)] = 0.1
-    outside_range: Annotated[float, "share of rows outside the data's range, above real rows", Ge(0)] = 0.2
-    at_limits: Annotated[float, "share of entries at the ends of the data's range, above real rows", Ge(0)] = 0.1
-    missed_endings: Annotated[float, "share of ending rows not marked as endings, above real rows", Ge(0)] = 0.5
-    actions: Annotated[float, "deviation of actions given states, relative to real rows'", Ge(0)] = 2.5
-    outcomes: Annotated[float, "deviation of outcomes given states and actions, relative to real rows'", Ge(0)] = 4.0
-    auc: Annotated[float, "AUC of trees, generated against held-out rows, above real rows", Ge(0)] = 0.45
+    duplicates: Annotated[float, "share of rows that repeat another", Ge(0)] = 0.1
+    outside_range: Annotated[float, "share of rows outside the data's range", Ge(0)] = 0.2
+    at_limits: Annotated[float, "share of entries at the ends of the data's range", Ge(0)] = 0.1
+    missed_endings: Annotated[float, "share of the rows that end an episode that are not marked as endings", Ge(0)] = (
+        0.5
+    )
+    actions: Annotated[float, "deviation of actions given states, in those of real rows", Ge(0)] = 1.5
+    outcomes: Annotated[float, "deviation of outcomes given states and actions, in those of real rows", Ge(0)] = 3.0
+    auc: Annotated[float, "AUC of trees that tell generated from held-out rows", Ge(0)] = 0.45
 
 
 OPEN = Gate(rows=0)

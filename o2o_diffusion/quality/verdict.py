@@ -8,16 +8,14 @@ from o2o_diffusion.schedule import Gate
 
 
 class Check(NamedTuple):
-    """A number of a report whose limit is the field of the same name in `Gate`.
+    """A number of a report, whose limit is the field of the same name in `Gate`, and a sentence about it.
 
-    `says` is a sentence with the label of the rows and the value, formatted with `form`. The limit is for the value
-    itself, or, with `above_real`, for what it exceeds the value of real rows by.
+    `says` has places for the value, formatted with `form`, and for the label of the rows.
     """
 
     name: str
     says: str
     form: str = "{:.0%}"
-    above_real: bool = True
 
 
 CHECKS = (
@@ -26,10 +24,8 @@ CHECKS = (
     Check("outside_range", "{} of the {} rows are outside the data's range"),
     Check("at_limits", "{} of the numbers in the {} rows are at the ends of the data's range"),
     Check("missed_endings", "{} of the {} rows that end an episode are not marked as endings"),
-    Check(
-        "actions", "actions are {} times as unusual for their states in the {} rows as in real ones", "{:.1f}", False
-    ),
-    Check("outcomes", "outcomes are {} times as unusual in the {} rows as in real ones", "{:.1f}", False),
+    Check("actions", "actions are {} times as unusual for their states in the {} rows as in real ones", "{:.1f}"),
+    Check("outcomes", "outcomes are {} times as unusual in the {} rows as in real ones", "{:.1f}"),
     Check("auc", "trees recognize generated rows with an AUC of {} among {} ones", "{:.2f}"),
 )
 """In the order in which equally bad findings are reported."""
@@ -46,13 +42,12 @@ class Finding(NamedTuple):
 
     @property
     def severity(self) -> float:
-        """The value, or what it exceeds real rows by, in units of the limit: more than 1 is a reason to refuse."""
-        return (self.value - self.check.above_real * self.real) / max(self.limit, 1e-9)
+        """What the value exceeds that of real rows by, in units of the limit: more than 1 is a reason to refuse."""
+        return (self.value - self.real) / max(self.limit, 1e-9)
 
     def __str__(self) -> str:
         value, real, limit = (self.check.form.format(number) for number in (self.value, self.real, self.limit))
-        bounds = f"real rows {real}, limit {limit} more" if self.check.above_real else f"limit {limit}"
-        return f"{self.check.says.format(value, self.label)} ({bounds})"
+        return f"{self.check.says.format(value, self.label)} (real rows {real}, limit {limit} more)"
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def test_actions_and_outcomes_of_other_rows_are_unusual():
     store, order = Replay(SPEC, {Source.OFFLINE: 1_500}), torch.randperm(600, generator=torch.Generator())
     store.offline.append(linked(raw_batch(1_500)))
     rows = linked(raw_batch(600, seed=2))
-    gate = Gate(rows=200, actions=1.5, outcomes=1.5)
+    gate = Gate(rows=200, actions=0.5, outcomes=0.5)
     found = {
         name: {finding.check.name for finding in verdict({OFFLINE: batch}, gate, store).failed}
         for name, batch in (

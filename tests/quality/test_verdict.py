@@ -16,10 +16,10 @@ def test_every_limit_has_a_check():
 
 
 def test_the_worst_finding_comes_first_and_each_is_held_against_its_limit():
-    gate = Gate(outside_range=0.02, auc=0.25, actions=2.0)
+    gate = Gate(outside_range=0.02, auc=0.25, actions=0.5)
     verdict = Verdict.of(LABELS, gate, 90, 100)
     assert [finding.check.name for finding in verdict.findings] == ["outside_range", "auc", "actions"]
-    assert [round(finding.severity, 3) for finding in verdict.findings] == [16, 0.8, 0.65]
+    assert [round(finding.severity, 3) for finding in verdict.findings] == [16, 0.8, 0.6]
     assert not verdict.accepted and verdict.failed == verdict.findings[:1]
     limits = "(real rows 1%, limit 2% more)"
     assert str(verdict) == f"refused: 33% of the offline rows are outside the data's range {limits}"
