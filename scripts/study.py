@@ -5,6 +5,7 @@ The same command continues a study after an interruption.
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from o2o_diffusion.command_line import command_line, main
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.settings import available
 from o2o_diffusion.storage import check_writable
+from o2o_diffusion.studies.lock import locked
 from o2o_diffusion.studies.page import save_study
 from o2o_diffusion.studies.places import Places
 from o2o_diffusion.studies.runner import start_process, stop_on_terminate
@@ -46,7 +48,9 @@ def study(argv: list[str]) -> int:
     places = Places(data, Path(config.runs).resolve() / own.name, Path(config.output) / f"{own.name}.jsonl")
     check_writable(places.rows.parent)
     stop_on_terminate()
-    failed = run_study(own, places, config.jobs, start_process, config.seeds, config.stack) if config.jobs else []
+    with locked(places.runs) as inherited:
+        start = partial(start_process, inherited=inherited)
+        failed = run_study(own, places, config.jobs, start, config.seeds, config.stack) if config.jobs else []
     save_study(own, places.rows)
     return 1 if failed else 0
 

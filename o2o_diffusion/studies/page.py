@@ -14,6 +14,8 @@ from o2o_diffusion.studies.statistics import Estimate, holm, improvement, interq
 from o2o_diffusion.studies.study import Study
 
 AREA = "area_under_curve"
+COLUMNS = ["runs", "refreshes, refused", *METRICS.values(), "interquartile mean of the area"]
+COLUMNS += ["difference in area", "gain in area", "difference at the end", "probability of improvement", "p"]
 EXPLANATION = """The area under the curve is the mean score over a run's evaluations, the worst score the minimum over
 those after the switch to online. In brackets are 95% bootstrap intervals, with seeds resampled within each task.
 Differences are to `{baseline}`, paired by seed and kind of processor. The probability of improvement is that of a run
@@ -64,8 +66,7 @@ def table(results: Results, groups: Sequence[str]) -> str:
     differences = {name: [results.differences(name, group, AREA) for group in groups] for name in variants}
     paired = {name: parts for name, parts in differences.items() if name != results.baseline and all(parts)}
     p_values = holm({name: paired_p([*itertools.chain(*parts)]) for name, parts in paired.items()})
-    head = [results.compare, "runs", *METRICS.values(), "interquartile mean of the area", "difference in area"]
-    head += ["gain in area", "difference at the end", "probability of improvement", "p"]
+    head = [results.compare, *COLUMNS]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name in variants:
         cells = [name, *scores(results, name, groups)]
@@ -75,10 +76,12 @@ def table(results: Results, groups: Sequence[str]) -> str:
 
 
 def scores(results: Results, variant: str, groups: Sequence[str]) -> list[str]:
-    """Number of runs, mean of every metric, interquartile mean of the area."""
+    """Numbers of runs and refreshes, mean of every metric, interquartile mean of the area."""
     samples = {metric: [results.scores(variant, group, metric) for group in groups] for metric in METRICS}
     means = [shown(mean(parts)) for parts in samples.values()]
-    return [str(sum(map(len, samples[AREA]))), *means, shown(interquartile_mean(samples[AREA]))]
+    runs = [run for group in groups for run in results.runs(variant, group)]
+    refreshes = [sum(run[name] for run in runs) for name in ("refreshes", "refused_refreshes")]
+    return [str(len(runs)), "{}, {}".format(*refreshes), *means, shown(interquartile_mean(samples[AREA]))]
 
 
 def comparison(results: Results, variant: str, groups: Sequence[str]) -> list[str]:

@@ -2,13 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
-from o2o_diffusion.settings import load
-from o2o_diffusion.studies.rows import is_old, row_of
+from o2o_diffusion.studies.rows import is_old
 from o2o_diffusion.studies.study import Study, group_of
-from o2o_diffusion.training.folders import GROUPS, SETTINGS
 
 Row = dict[str, Any]
 METRICS = {
@@ -87,18 +84,3 @@ def results_of(study: Study, rows: Iterable[Row], *, seeds: int | None = None) -
     results = Results(current, study.config.compare, study.config.baseline)
     results.num_old += len([row for row in rows if row["key"] not in {cell.key for cell in cells}])
     return results
-
-
-def rows_of_runs(folders: Iterable[Path]) -> list[Row]:
-    """Rows of finished run folders, with the run's task, generator, sampler and learner as axes.
-
-    The task is named by its dataset, or else its environment, the others by their class.
-    Raises OSError or ValueError if a folder holds no finished run.
-    """
-    rows = []
-    for folder in folders:
-        settings = load(folder / SETTINGS)
-        cell = {group: str(settings[group].target).rpartition(".")[2].lower() for group in GROUPS if group != "logger"}
-        task = str(settings.task.dataset or settings.task.environment)
-        rows.append({"cell": cell | {"task": task}, **row_of(folder)})
-    return rows

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from o2o_diffusion.errors import InputError
 from o2o_diffusion.studies.study import Cell
 from o2o_diffusion.training.folders import SUMMARY
 from o2o_diffusion.training.report import NUMBERS
 
 CURVE = ("updates", "env_steps", "score", "score_se")
-REFRESH = ("updates", "env_steps", "rows", "asked_rows", "auc")
+EVENTS = ("refresh", "shadow", "decision")
+"""Kinds of logged lines about the generated rows."""
 
 
 def row_of(folder: Path) -> dict[str, Any]:
@@ -20,9 +22,9 @@ def row_of(folder: Path) -> dict[str, Any]:
     """
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     curve = [pick(line, CURVE) for line in lines if line["kind"] == "evaluation"]
-    refreshes = [pick(line, REFRESH) for line in lines if line["kind"] == "refresh"]
+    events = [line for line in lines if line["kind"] in EVENTS]
     summary = json.loads((folder / SUMMARY).read_text())
-    return {"numbers": 0, "processor": "unknown", **summary, "curve": curve, "refreshes_log": refreshes}
+    return {"numbers": 0, "processor": "unknown", **summary, "curve": curve, "events": events}
 
 
 def row_of_cell(cell: Cell, folder: Path) -> dict[str, Any]:
@@ -32,8 +34,14 @@ def row_of_cell(cell: Cell, folder: Path) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows in a file; none if it is missing."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The rows in a file; none if it is missing. Raises InputError if a line is no row."""
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else (), 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: not a row of results ({error}); remove the line") from error
+    return rows
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -99,15 +99,19 @@ class Runner:
         return failed
 
 
-def start_process(script: str, arguments: list[str], log: Path) -> subprocess.Popen:
-    """Start a script with one thread in its own process group, so that Ctrl-C reaches only the runner."""
+def start_process(script: str, arguments: list[str], log: Path, inherited: Sequence[int] = ()) -> subprocess.Popen:
+    """Start a script with one thread in its own process group, so that Ctrl-C reaches only the runner.
+
+    It inherits the descriptors `inherited`.
+    """
     folders = [str(PACKAGE.parent), os.environ.get("PYTHONPATH"), os.getcwd()]
     path = os.pathsep.join(folder for folder in folders if folder)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file:
         command = [sys.executable, str(SCRIPTS / script), *arguments]
-        return subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
+        options = {"env": environment, "start_new_session": True, "pass_fds": tuple(inherited)}
+        return subprocess.Popen(command, stdout=file, stderr=file, **options)
 
 
 def stop_on_terminate() -> None:

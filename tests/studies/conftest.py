@@ -47,6 +47,7 @@ def finish(folder: Path, seed: int, score: float) -> None:
     (folder / "metrics.jsonl").write_text('{"kind": "evaluation", "env_steps": 0, "score": 1.0}\n')
     metrics = dict.fromkeys(("area_under_curve", "score_at_switch", "worst_score", "final_score"), score)
     about = {"numbers": NUMBERS, "processor": processor(), "seed": seed, "seconds": {"total": 36.0}}
+    about |= {"refreshes": 0, "refused_refreshes": 0}
     (folder / "summary.json").write_text(json.dumps(about | metrics))
 
 

@@ -4,7 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from o2o_diffusion.studies.results import Results, rows_of_runs
+from o2o_diffusion.studies.folders import finished, rows_of_runs
+from o2o_diffusion.studies.results import Results
 from o2o_diffusion.studies.schedule import unfinished
 from o2o_diffusion.studies.study import Study
 
@@ -32,9 +33,9 @@ def test_a_study_runs_and_writes_its_rows_and_page(tmp_path, pendulum_table):
     assert [point["env_steps"] for point in rows[1]["curve"]] == [0, 30, 60]
     assert str(tmp_path) not in json.dumps(rows)
     assert unfinished(Study.load(str(tmp_path / "toy.yaml")).cells(), rows) == []
-    assert "| none | 2 |" in (tmp_path / "results" / "toy.md").read_text()
+    assert "| none | 2 | 0, 0 |" in (tmp_path / "results" / "toy.md").read_text()
 
-    folders = sorted(path.parent for path in (tmp_path / "runs").rglob("summary.json"))
-    results = Results(rows_of_runs(folders), "generator", "nogenerator")
-    assert results.groups == [f"{pendulum_table} mixture sac"]
-    assert results.scores("nogenerator", results.groups[0], "seed") == [0, 1]
+    rows = rows_of_runs(finished(tmp_path / "runs"), "generator")
+    assert [row["cell"] for row in rows] == [{"runs": "pendulum.npz sac", "generator": "none"}] * 2
+    results = Results(rows, "generator", "none")
+    assert results.scores("none", "pendulum.npz sac", "seed") == [0, 1]

@@ -10,7 +10,16 @@ def row(variant: str, seed: int, score: float, *, task: str = "a", processor: st
     curve = [{"env_steps": steps, "score": score} for steps in (0, 500)]
     metrics = dict.fromkeys(("area_under_curve", "score_at_switch", "worst_score", "final_score"), score)
     about = {"cell": {"task": task, "variant": variant}, "seed": seed, "processor": processor, "numbers": NUMBERS}
-    return {**about, **metrics, "curve": curve, "score": "return", "seconds": {"total": 36.0}, **changes}
+    return {
+        **about,
+        **metrics,
+        "curve": curve,
+        "score": "return",
+        "seconds": {"total": 36.0},
+        "refreshes": 3,
+        "refused_refreshes": 1,
+        **changes,
+    }
 
 
 def results(*rows: dict) -> Results:
@@ -53,5 +62,7 @@ def test_the_page_shows_numbers_figures_and_time(tmp_path):
     save_page(results(*rows), "toy", "the command", tmp_path / "toy.md")
     text = (tmp_path / "toy.md").read_text()
     assert "Made by `the command`." in text and "8 runs on x; 0.1 core-hours." in text
-    assert "| cfdg | 4 | 5.5" in text and "+3.0 [+3.0, +3.0] | +120% |" in text and "| 0.12 |" in text  # 2 of 2^4 signs
+    assert (
+        "| cfdg | 4 | 12, 4 | 5.5" in text and "+3.0 [+3.0, +3.0] | +120% |" in text and "| 0.12 |" in text
+    )  # 2 of 2^4 signs
     assert {path.name for path in tmp_path.iterdir()} == {"toy.md", "toy-curves.png", "toy-differences.png"}
