@@ -3,9 +3,7 @@
 The same command continues a study after an interruption.
 """
 
-import sys
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +12,7 @@ from annotated_types import Ge
 from o2o_diffusion.command_line import command_line, main
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.settings import available
-from o2o_diffusion.storage import check_writable
-from o2o_diffusion.studies.lock import locked
+from o2o_diffusion.storage import check_writable, lock
 from o2o_diffusion.studies.page import save_study
 from o2o_diffusion.studies.places import Places
 from o2o_diffusion.studies.runner import start_process, stop_on_terminate
@@ -40,7 +37,6 @@ def study(argv: list[str]) -> int:
     """Run what is missing and write the results; returns 1 if a cell failed."""
     settings, _ = command_line(__doc__, None, Config, (), argv)
     config = settings.run
-    sys.path.append(str(Path.cwd()))  # for components outside the package
     if config.study is None:
         raise InputError(f"give study=<name>, one of {', '.join(available('study'))}")
     own = Study.load(config.study)
@@ -48,9 +44,8 @@ def study(argv: list[str]) -> int:
     places = Places(data, Path(config.runs).resolve() / own.name, Path(config.output) / f"{own.name}.jsonl")
     check_writable(places.rows.parent)
     stop_on_terminate()
-    with locked(places.runs) as inherited:
-        start = partial(start_process, inherited=inherited)
-        failed = run_study(own, places, config.jobs, start, config.seeds, config.stack) if config.jobs else []
+    with lock(places.runs):
+        failed = run_study(own, places, config.jobs, start_process, config.seeds, config.stack) if config.jobs else []
     save_study(own, places.rows)
     return 1 if failed else 0
 

@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
 from o2o_diffusion.settings import MODULES, PACKAGE
+from o2o_diffusion.storage import lock
 from o2o_diffusion.studies.places import Places
 from o2o_diffusion.studies.study import Cell
 
@@ -75,7 +76,8 @@ class Runner:
             return
         is_begun = self.places.is_begun(cell)
         if folder.exists() and not is_begun:
-            shutil.rmtree(folder)
+            with lock(folder):  # not while a run of a killed runner still writes there
+                shutil.rmtree(folder)
         arguments = self.places.arguments(cell)
         if is_begun:
             arguments = [f"--resume={folder}", *(word for word in arguments if word.startswith(f"{MODULES}="))]
@@ -99,19 +101,14 @@ class Runner:
         return failed
 
 
-def start_process(script: str, arguments: list[str], log: Path, inherited: Sequence[int] = ()) -> subprocess.Popen:
-    """Start a script with one thread in its own process group, so that Ctrl-C reaches only the runner.
-
-    It inherits the descriptors `inherited`.
-    """
-    folders = [str(PACKAGE.parent), os.environ.get("PYTHONPATH"), os.getcwd()]
-    path = os.pathsep.join(folder for folder in folders if folder)
+def start_process(script: str, arguments: list[str], log: Path) -> subprocess.Popen:
+    """Start a script with one thread in its own process group, so that Ctrl-C reaches only the runner."""
+    path = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file:
         command = [sys.executable, str(SCRIPTS / script), *arguments]
-        options = {"env": environment, "start_new_session": True, "pass_fds": tuple(inherited)}
-        return subprocess.Popen(command, stdout=file, stderr=file, **options)
+        return subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
 
 
 def stop_on_terminate() -> None:

@@ -1,12 +1,8 @@
-import subprocess
-import sys
-
 import pytest
 from conftest import finish
 
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.studies.folders import finished, rows_of_runs
-from o2o_diffusion.studies.lock import locked
 from o2o_diffusion.studies.rows import read_rows
 
 SETTINGS = """
@@ -49,16 +45,3 @@ def test_a_line_that_is_no_row_is_an_error_of_one_line(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"seed": 0}\n{"se')
     with pytest.raises(InputError, match=r"a.jsonl, line 2: not a row of results"):
         read_rows(tmp_path / "a.jsonl")
-
-
-def test_a_folder_stays_locked_while_a_process_that_was_started_lives(tmp_path):
-    with locked(tmp_path) as inherited:
-        child = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE, pass_fds=inherited)
-        with pytest.raises(InputError, match="in use by another process"), locked(tmp_path):
-            pass
-    with pytest.raises(InputError, match="in use by another process"), locked(tmp_path):
-        pass
-    child.kill()
-    child.wait()
-    with locked(tmp_path):
-        pass
