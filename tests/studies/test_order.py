@@ -1,5 +1,5 @@
 import pytest
-from conftest import FakeRun, FakeStart
+from fakes import FakeRun, FakeStart
 
 from o2o_diffusion.studies.results import results_of
 from o2o_diffusion.studies.rows import read_rows
