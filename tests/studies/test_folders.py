@@ -1,5 +1,5 @@
 import pytest
-from conftest import finish
+from fakes import finish
 
 from o2o_diffusion.errors import InputError
 from o2o_diffusion.studies.folders import finished, rows_of_runs
