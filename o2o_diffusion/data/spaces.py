@@ -63,6 +63,18 @@ def observation_dim(space: gym.Space, keys: tuple[str, ...], where: str) -> int:
     return sum(part.shape[0] for part in chosen)
 
 
+def keys_of_width(space: gym.Space, width: int) -> tuple[str, ...]:
+    """Fields of a goal environment's dict observations that a flat observation of `width` entries holds, in order.
+
+    All fields, or all but `desired_goal` (D4RL's tables of AntMaze); () for other spaces and widths.
+    """
+    from gymnasium import spaces
+
+    names = tuple(_fields(space)) if isinstance(space, spaces.Dict) else ()
+    candidates = (names, tuple(name for name in names if name != "desired_goal"))
+    return next((keys for keys in candidates if keys and observation_dim(space, keys, "") == width), ())
+
+
 def _fields(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The fields of `nested`, with dotted names for nested fields."""
     parts = {}

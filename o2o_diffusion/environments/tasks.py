@@ -10,7 +10,8 @@ from annotated_types import Ge, Gt, Le
 from o2o_diffusion.data.datasets import Dataset, load_dataset
 from o2o_diffusion.data.local import local_ids
 from o2o_diffusion.data.scores import ReferenceScores, reference_scores
-from o2o_diffusion.environments.environment import AgentEnvironment, make_environment
+from o2o_diffusion.data.spaces import keys_of_width
+from o2o_diffusion.environments.environment import AgentEnvironment, make_environment, make_raw_environment
 from o2o_diffusion.environments.physics import Physics, show_physics
 from o2o_diffusion.environments.recording import Recording, record
 from o2o_diffusion.errors import InputError
@@ -126,6 +127,10 @@ class Task:
             raise InputError(f"{dataset.name} names no environment; set task.environment=<Gymnasium id>")
         limit = self.config.max_episode_steps or own.max_episode_steps
         keys, physics = dataset.observation_keys if dataset else (), self.config.physics.factors
+        if dataset is not None and dataset.environment is None:  # a table has no fields
+            raw = make_raw_environment(own)
+            keys = keys_of_width(raw.observation_space, dataset.spec.observation_dim)
+            raw.close()
         return replace(own, max_episode_steps=limit, observation_keys=keys, physics=physics)
 
 

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 import torch
 from annotated_types import Ge, Gt, Interval
@@ -29,6 +29,7 @@ from o2o_diffusion.generators.pretrained import (
     read_settings,
     save_folder,
 )
+from o2o_diffusion.generators.whitening import Whitening
 from o2o_diffusion.optimization import batch_part
 from o2o_diffusion.protocols import Agent
 from o2o_diffusion.replay import Draw, Replay
@@ -48,7 +49,7 @@ class DiffusionGenerator(Stateful, ABC):
         """Defaults are sized for a CPU."""
 
         share: Annotated[float, "share of generated rows in a batch", Interval(ge=0, le=1)] = 0.5
-        updates: Annotated[int, "optimizer steps of the first refresh", Ge(0)] = 8_000
+        updates: Annotated[int, "optimizer steps of the first refresh", Ge(0)] = 6_000
         refresh_updates: Annotated[int, "optimizer steps of a later, warm-started refresh", Ge(0)] = 2_000
         num_samples: Annotated[int, "rows generated per refresh", Ge(0)] = 20_000
         refresh_interval: Annotated[int, "environment steps between refreshes", Ge(0)] = 4_000
@@ -65,6 +66,15 @@ class DiffusionGenerator(Stateful, ABC):
         depth: Annotated[int, "residual blocks", Ge(1)] = 4
         embedding_dim: Annotated[int, "width of the noise level and condition embeddings", Ge(1)] = 128
         differences: Annotated[bool, "model s' - s instead of s', so that one small step is learned exactly"] = True
+        whitening: Annotated[
+            float, "share of a refresh's steps that fit the conditional whitening first; 0: none", Interval(ge=0, lt=1)
+        ] = 0.4
+        outcome_noise: Annotated[
+            float, "scale of whitened outcomes' residuals; 0: the mean outcome, for deterministic dynamics", Ge(0)
+        ] = 0.0
+        bounds: Annotated[bool, "train with entries at a bound moved outward, so that clamping restores them"] = True
+        surfaces: Annotated[bool, "project observations onto surfaces that real ones never leave"] = True
+        labels: Annotated[bool, "set sparse rewards and terminations by a rule of real rows, if one is found"] = True
         sampling: Sampling = field(default_factory=Sampling)
         sample_batch_size: Annotated[int, "rows denoised per batch", Ge(1)] = 4_096
 
@@ -79,7 +89,11 @@ class DiffusionGenerator(Stateful, ABC):
         self.rng, self.row_rng = ShardedRng(seed, self.device), ShardedRng(seed + 1, "cpu")
         self.model = self._model()
         self.training = DenoiserTraining(self.model.network, learning_rate=config.learning_rate, decay=config.ema_decay)
+        self.whitening = DenoiserTraining(
+            self.model.layout.whitening, learning_rate=config.learning_rate, decay=config.ema_decay
+        )
         self.num_refreshes = self.num_dropped = 0
+        self.coordinates: Tensor | None = None  # of the real rows, offline before online; recomputed after a restart
         with seeded(seed):
             self.build()
         for name in self.parts if config.pretrained else ():
@@ -112,32 +126,57 @@ class DiffusionGenerator(Stateful, ABC):
     @property
     def num_updates(self) -> int:
         """Optimizer steps of the current or next refresh; subclasses add the steps of their parts."""
-        return self.denoiser_updates
+        return self.model_updates
 
     @property
-    def denoiser_updates(self) -> int:
-        """Denoiser steps among `num_updates`."""
-        warm = (self.num_refreshes > 0 or self.config.pretrained is not None) and not self.config.from_scratch
-        return self.config.refresh_updates if warm else self.config.updates
+    def model_updates(self) -> int:
+        """Steps of the whitening, then of the denoiser, among `num_updates`."""
+        return self.config.refresh_updates if self.is_warm else self.config.updates
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether the current or next refresh keeps the weights."""
+        return (self.num_refreshes > 0 or self.config.pretrained is not None) and not self.config.from_scratch
 
     def begin_refresh(self, replay: Replay, agent: Agent) -> None:
-        """Fit normalizer and limits to the current rows; reset the optimizer and, if `from_scratch`, the weights."""
-        self.model.fit([replay.offline, replay.online], self.training_mix(replay))
+        """Fit the layout to the current rows; reset the optimizers and, if `from_scratch`, the weights."""
         if self.config.from_scratch:
             fresh = self._new_model(self.seed + self.num_refreshes)
             self.model.network.load_state_dict(fresh.network.state_dict())
-        self.training.begin(self.model.network, self.denoiser_updates)
+            self.model.layout.load_state_dict(fresh.layout.state_dict())
+        self.model.fit([replay.offline, replay.online], self.training_mix(replay), is_warm=self.is_warm)
+        whitening_updates = int(self.config.whitening * self.model_updates)
+        self.coordinates = None
+        self.whitening.begin(self.model.layout.whitening, whitening_updates)
+        self.training.begin(self.model.network, self.model_updates - whitening_updates)
 
     def update(self, replay: Replay, agent: Agent) -> Metrics:
-        """Run one optimizer step."""
+        """Take one step of the whitening or, once it is fitted, of the denoiser."""
+        if self.whitening.num_done < self.whitening.num_steps:
+            return self.update_whitening(replay)
+        if self.coordinates is None:
+            pools = [self.spec.flatten(pool.all()) for pool in (replay.offline, replay.online)]
+            self.coordinates = torch.cat([self.model.layout.encode(pool, label) for label, pool in enumerate(pools)])
         loss = self.training.step(self.loss(self.real_rows(replay)), self.model.network)
         if self.training.num_done == self.training.num_steps:
             self.num_refreshes += 1
         return {"loss": loss}
 
+    def update_whitening(self, replay: Replay) -> Metrics:
+        """Take one step of the whitening, and standardize its residuals after the last."""
+        layout, batch = self.model.layout, self.real_rows(replay)
+        rows, network = self.spec.flatten(batch), cast(Whitening, self.whitening.network)
+        loss = network.loss(layout.split(rows, batch.sources), layout.targets(rows))
+        loss = self.whitening.step(loss, layout.whitening)
+        if self.whitening.num_done == self.whitening.num_steps:
+            layout.standardize([replay.offline, replay.online], self.training_mix(replay))
+        return {"whitening_loss": loss}
+
     def loss(self, batch: Transitions) -> Tensor:
         """Denoising loss of real rows."""
-        x, conditions = self.model.normalize(self.spec.flatten(batch)), self.conditions(batch)
+        assert self.coordinates is not None
+        x = self.coordinates[batch.rows + self.model.pool_rows[0] * (batch.sources == Source.ONLINE)]
+        conditions = self.conditions(batch)
         condition = () if conditions is None else (conditions,)
         network = precondition(self.training.network, self.model.sigma_data)
         sigma = draw_sigma(self.rng.normal(len(x), 1))
@@ -159,20 +198,25 @@ class DiffusionGenerator(Stateful, ABC):
 
     @torch.no_grad()
     def sample(self, num_samples: int, *, source: Source, replay: Replay, agent: Agent) -> Transitions:
-        """At most `num_samples` transitions labeled `source`; non-finite rows are dropped and counted."""
+        """At most `num_samples` transitions labeled `source`; invalid rows are dropped and counted."""
         rows = [torch.empty(0, self.spec.row_dim, device=self.device)]
         for start in range(0, num_samples, self.config.sample_batch_size):
             size = min(self.config.sample_batch_size, num_samples - start)
             part = -(-size // num_processes())  # processes split the work, and each gets all rows
             denoise = self.denoiser(part, source, replay, agent)
-            x = self.start(part, replay)
+            x = self.start(part, replay, source)
             rows.append(gather(solve(denoise, x, self.config.sampling, self.model.levels, self.rng.normal))[:size])
-        valid = self.model.postprocess(torch.cat(rows))
+        valid = self.model.layout.decode(torch.cat(rows), int(source.real))
         self.num_dropped += num_samples - len(valid)
         return self.spec.unflatten(valid, source)
 
-    def start(self, size: int, replay: Replay) -> Tensor:
-        """[size, row_dim] normalized rows to denoise: noise, or real offline rows plus noise (`start_sigma`)."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state`; coordinates are recomputed from it."""
+        super().load_state_dict(state)
+        self.coordinates = None
+
+    def start(self, size: int, replay: Replay, source: Source = Source.GENERATED_ONLINE) -> Tensor:
+        """[size, row_dim] coordinates to denoise: noise, or real offline rows plus noise (`start_sigma`)."""
         noise, sigma = self.rng.normal(size, self.spec.row_dim), self.config.sampling.start_sigma
         if sigma is None:
             return self.model.levels.sigma_max * noise
@@ -181,7 +225,7 @@ class DiffusionGenerator(Stateful, ABC):
                 "setting 'generator.sampling.start_sigma' needs offline rows to start from; there are none"
             )
         rows = self.row_rng.integers(len(replay.offline), size)
-        real = self.model.normalize(self.spec.flatten(replay.offline[rows.to(self.device)]))
+        real = self.model.layout.encode(self.spec.flatten(replay.offline[rows.to(self.device)]), int(source.real))
         return real + sigma * noise
 
     def augment(self, batch: Transitions, *, replay: Replay, agent: Agent) -> Transitions:
@@ -240,7 +284,9 @@ class DiffusionGenerator(Stateful, ABC):
 
     def _new_model(self, seed: int) -> TransitionDenoiser:
         """A model with weights that depend only on `seed`."""
-        sizes = {name: getattr(self.config, name) for name in ("width", "depth", "embedding_dim", "differences")}
+        sizes = {name: getattr(self.config, name) for name in ("width", "depth", "embedding_dim")}
+        sizes |= {name: getattr(self.config, name) for name in ("differences", "bounds", "surfaces", "labels")}
+        sizes["outcome_noise"] = self.config.outcome_noise if self.config.whitening else 1.0
         with seeded(seed):
             model = TransitionDenoiser.create(self.spec, condition=self.condition, **sizes)
         return model.to(self.device)  # pyright: ignore[reportArgumentType]

@@ -66,6 +66,9 @@ class EDIS(DiffusionGenerator):
         share: Annotated[
             float, "share of generated rows in a batch; the rest are online rows", Interval(ge=0, le=1)
         ] = 0.2
+        outcome_noise: Annotated[
+            float, "scale of whitened outcomes' residuals, which the transition energy moves", Ge(0)
+        ] = 1.0
         state_scale: Annotated[float, "scale of the online state energy; 0: off", Ge(0)] = 1.0
         policy_scale: Annotated[float, "scale of the policy action energy; 0: off", Ge(0)] = 1.0
         transition_scale: Annotated[float, "scale of the real dynamics energy; 0: off", Ge(0)] = 1.0
@@ -117,7 +120,7 @@ class EDIS(DiffusionGenerator):
     @property
     def num_updates(self) -> int:
         """Optimizer steps of the model, then of each energy in turn."""
-        return self.denoiser_updates + self.config.energy_updates * len(self.learned)
+        return self.model_updates + self.config.energy_updates * len(self.learned)
 
     def begin_refresh(self, replay: Replay, agent: Agent) -> None:
         """Start a refresh with warm weights but flat energies, because their negatives are redrawn."""
@@ -169,7 +172,7 @@ class EDIS(DiffusionGenerator):
         return energies[:, 0], energies[:, 1:]
 
     def draw(self, name: str, replay: Replay, agent: Agent) -> dict[str, Tensor]:
-        """Normalized positives (low energy) and negatives (rows sampled with the energies trained so far).
+        """Coordinates of positives (low energy) and negatives (rows sampled with the energies trained so far).
 
         Positives of the policy energy are sampled rows with the policy's actions; the others are real rows.
         """
@@ -179,7 +182,7 @@ class EDIS(DiffusionGenerator):
         else:
             positives = self.real_positives(name, replay)
         pool = {"positives": positives, "negatives": negatives}
-        return {kind: self.model.normalize(self.spec.flatten(batch)) for kind, batch in pool.items()}
+        return {kind: self.model.layout.encode(self.spec.flatten(batch), -1) for kind, batch in pool.items()}
 
     def real_positives(self, name: str, replay: Replay) -> Transitions:
         """Real rows, online for the state energy, of the union for the transition energy; the same on every process."""
@@ -203,9 +206,8 @@ class EDIS(DiffusionGenerator):
         return clean_energy_guided(denoise, policy, GUIDED, sigma_data=self.model.sigma_data)
 
     def policy_energy(self, x: Tensor, agent: Agent) -> Tensor:
-        """[B] -log pi(a|s) of normalized rows `x`, differentiable in `x`."""
-        rows, columns = x * self.model.std + self.model.mean, self.spec.columns
-        return -agent.log_prob(rows[:, columns["observations"]], rows[:, columns["actions"]])
+        """[B] -log pi(a|s) of coordinates `x`, differentiable in `x`."""
+        return -agent.log_prob(*self.model.layout.actions(x))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state`, possibly from another device."""

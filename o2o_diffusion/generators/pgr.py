@@ -31,12 +31,14 @@ def known_returns(batch: Transitions) -> Tensor:
 
 
 def scaled(scores: Tensor) -> Tensor:
-    """Rescale `scores` [N] to a minimum of -1 and a maximum of 1; NaN stays NaN."""
-    known = scores[~scores.isnan()]
-    if not len(known):
-        return scores
-    low, high = known.aminmax()
-    return 2 * (scores - low) / (high - low).clamp(min=1e-12) - 1
+    """Ranks of `scores` [N] from -1 (least) to 1 (greatest), equal for equal scores; NaN stays NaN.
+
+    Not min-max, which squeezes all but a few rows of heavy-tailed scores, such as curiosity, into one value.
+    """
+    ordered = scores[~scores.isnan()].sort().values
+    ranks = torch.searchsorted(ordered, scores) + torch.searchsorted(ordered, scores, right=True) - 1  # twice the rank
+    ranks = ranks / max(len(ordered) - 1, 1) - 1
+    return torch.where(scores.isnan(), torch.nan, ranks)
 
 
 class TopScores(nn.Module):
@@ -103,7 +105,7 @@ class PGR(DiffusionGenerator):
     def num_updates(self) -> int:
         """Optimizer steps of curiosity and denoiser together."""
         curiosity = self.config.curiosity_updates if self.config.relevance == "curiosity" else 0
-        return curiosity + self.denoiser_updates
+        return curiosity + self.model_updates
 
     def training_mix(self, replay: Replay) -> tuple[float, float]:
         """Online rows only, or the union."""
@@ -114,7 +116,7 @@ class PGR(DiffusionGenerator):
         if self.config.relevance == "td_error":
             require_agent(agent)
         super().begin_refresh(replay, agent)
-        self.scores, self.curiosity_left = None, self.num_updates - self.denoiser_updates
+        self.scores, self.curiosity_left = None, self.num_updates - self.model_updates
         if self.curiosity_left and self.num_refreshes == 0:
             observations = [pool.all().observations for pool in (replay.offline, replay.online)]
             self.curiosity.normalizer.fit(torch.cat(observations))

@@ -18,7 +18,7 @@ from o2o_diffusion.diffusion.sampling import Sampling
 from o2o_diffusion.diffusion.solvers import dpm_scheduler
 from o2o_diffusion.errors import InputError, nearest
 from o2o_diffusion.generators.card import model_card
-from o2o_diffusion.generators.model import TransitionDenoiser, layout
+from o2o_diffusion.generators.model import TransitionDenoiser, columns_of
 from o2o_diffusion.settings import locate
 from o2o_diffusion.storage import atomic_folder, damage, recover, save_json, sha256, write_manifest
 from o2o_diffusion.types import TransitionSpec
@@ -78,8 +78,10 @@ def load_generator(
 def load_model(folder: Path, spec: TransitionSpec, condition: str) -> TransitionDenoiser:
     """Load the model from `folder`; raises InputError if it was altered or has different columns or condition."""
     check_manifest(folder)
+    if "bounds" not in json.loads((folder / "config.json").read_text()):
+        raise InputError(f"generator {folder} was saved by an earlier version, whose rows are laid out differently")
     model = TransitionDenoiser.from_pretrained(folder)
-    saved, wanted = (_in_words(columns) for columns in (model.config["columns"], layout(spec)))
+    saved, wanted = (_in_words(columns) for columns in (model.config["columns"], columns_of(spec)))
     if saved != wanted:
         raise InputError(f"generator {folder} was made for the columns {saved}; the task has {wanted}")
     if model.config["condition"] != condition:

@@ -4,6 +4,7 @@ The residuals (target - mean) / std are standardized at every input, so that row
 compared, modeled and drawn on one scale. Nix and Weigend (1994), https://doi.org/10.1109/ICNN.1994.374138.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,13 +16,14 @@ from o2o_diffusion.networks.normalizer import Normalizer
 
 MIN_LOG_STD, MAX_LOG_STD = -5.0, 2.0
 """Limits of the log standard deviation, in standard deviations of the target column over all rows."""
+MIDDLE, HALF = (MAX_LOG_STD + MIN_LOG_STD) / 2, (MAX_LOG_STD - MIN_LOG_STD) / 2
 
 
 class Regression(nn.Module):
     """targets ~ N(mean(inputs), diag std(inputs)^2): one SiLU network for both; normalizers are inside.
 
-    Inputs are [B, input_dim] and targets [B, target_dim], raw. Untrained, the mean is near the mean of the targets and
-    the standard deviation near theirs.
+    Inputs are [B, input_dim] and targets [B, target_dim], raw. Untrained, mean and standard deviation are close to
+    those of the targets over all rows.
     """
 
     def __init__(self, input_dim: int, target_dim: int, *, hidden: Sequence[int] = (256, 256)):
@@ -33,7 +35,7 @@ class Regression(nn.Module):
         self.output = nn.Linear(widths[-1], 2 * target_dim)
         with torch.no_grad():
             self.output.weight.mul_(0.1)
-            self.output.bias.zero_()
+            self.output.bias.copy_(torch.tensor([0.0, HALF * math.atanh(-MIDDLE / HALF)]).repeat_interleave(target_dim))
 
     def forward(self, inputs: Tensor) -> Gaussian:
         """The distribution of the targets of `inputs`."""
@@ -98,8 +100,7 @@ class Regression(nn.Module):
     def _normalized(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """[B, target_dim] mean and log standard deviation of the normalized targets."""
         mean, log_std = self.output(self.hidden(self.inputs(inputs))).chunk(2, dim=-1)
-        middle, half = (MAX_LOG_STD + MIN_LOG_STD) / 2, (MAX_LOG_STD - MIN_LOG_STD) / 2
-        return mean, middle + half * ((log_std - middle) / half).tanh()
+        return mean, MIDDLE + HALF * (log_std / HALF).tanh()
 
 
 def fitted(

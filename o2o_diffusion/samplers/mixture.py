@@ -20,11 +20,11 @@ NONE = 1e-12
 class Mixture(Stateful):
     """Draws shuffled batches with a given share of each source, exact over time.
 
-    The online share and both generated ones are scaled by `min(1, |online| / ramp)` and the remainder goes to offline,
-    so that the first online rows are not repeated a hundred times and generated rows keep the generator's split by
-    label; `ramp: 0` gives the paper's fixed shares. The share of an empty pool is redistributed in proportion to the
-    other shares; if those are all 0, offline (or else online) rows fill the batch. Shares set by the user are neither
-    ramped nor scaled; the others split the remainder.
+    The online share and, if any of them have the online label, both generated ones are scaled by `min(1, |online| /
+    ramp)` and the remainder goes to offline, so that the first online rows are not repeated a hundred times and
+    generated rows keep the generator's split by label; `ramp: 0` gives the paper's fixed shares. The share of an empty
+    pool is redistributed in proportion to the other shares; if those are all 0, offline (or else online) rows fill the
+    batch. Shares set by the user are neither ramped nor scaled; the others split the remainder.
     """
 
     @dataclass(frozen=True)
@@ -86,7 +86,8 @@ class Mixture(Stateful):
         effective = torch.tensor([shares.of(source) for source in Source], dtype=torch.float64)
         fullness = min(1.0, len(replay.online) / self.config.ramp) if self.config.ramp else 1.0
         if effective[Source.OFFLINE] > 0 or shares.offline_fills:
-            for source in (Source.ONLINE, *GENERATED):
+            together = GENERATED if effective[Source.GENERATED_ONLINE] > 0 else ()  # the split by label is kept
+            for source in (Source.ONLINE, *together):
                 effective[Source.OFFLINE] += effective[source] * (1 - fullness)
                 effective[source] *= fullness
         if self.fixed:

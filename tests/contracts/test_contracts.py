@@ -83,8 +83,8 @@ def test_rows_at_batch_time_have_the_samplers_shares_and_ramp(run):
         loop.tick()
     drawn = Transitions.cat([loop.draw()[0] for _ in range(200)])
     shares = torch.bincount(drawn.sources, minlength=4) / len(drawn)
-    ramp = len(loop.replay.online) / 80  # of both online shares; offline rows fill the batch
-    expected = torch.tensor([0.25 + 0.5 * (1 - ramp), 0.25 * ramp, 0.25, 0.25 * ramp])
+    ramp = len(loop.replay.online) / 80  # of all shares but the offline one, which fills the batch
+    expected = torch.tensor([0.25 + 0.75 * (1 - ramp), *[0.25 * ramp] * 3])
     torch.testing.assert_close(shares, expected, atol=2e-3, rtol=0)
     made = drawn[drawn.is_generated]
     real = loop.replay.offline.all().observations

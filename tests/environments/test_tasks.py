@@ -141,3 +141,23 @@ def test_both_action_bounds_must_be_the_environments(low, high):
     check_environment(dataset(-2, 2), pendulum)
     with pytest.raises(InputError, match="data: actions between"):
         check_environment(dataset(low, high), pendulum)
+
+
+@pytest.mark.parametrize(
+    ("width", "keys"), [(8, ("achieved_goal", "desired_goal", "observation")), (6, ("achieved_goal", "observation"))]
+)
+def test_a_flat_table_of_a_goal_environment_is_accepted(tmp_path, width, keys):
+    """With the goal, or without it as in D4RL."""
+    rows, ends = np.zeros((50, width), np.float32), np.arange(50) % 10 == 9
+    arrays = {"observations": rows, "next_observations": rows, "actions": rows[:, :2], "rewards": rows[:, 0]}
+    np.savez(tmp_path / "maze.npz", terminals=0 * ends, timeouts=ends, **arrays)
+    task = Task(Task.Config(dataset=str(tmp_path / "maze.npz"), environment="PointMaze_UMaze-v3"))
+    assert task.environment.observation_keys == keys
+    with pytest.raises(InputError, match="expected"):
+        np.savez(
+            tmp_path / "maze.npz",
+            terminals=0 * ends,
+            timeouts=ends,
+            **arrays | {name: rows[:, :5] for name in ("observations", "next_observations")},
+        )
+        Task(Task.Config(dataset=str(tmp_path / "maze.npz"), environment="PointMaze_UMaze-v3"))

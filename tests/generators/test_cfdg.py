@@ -69,13 +69,14 @@ def test_rows_are_valid(trained, draw):
 def test_postprocessing_clips_snaps_thresholds_and_drops():
     model, replay = CFDG(TINY, SPEC, seed=0).model, clusters()
     model.fit([replay.offline, replay.online], (0.5, 0.5))
-    normal = model.normalize(SPEC.flatten(rows(4, 2.0, 2)))
+    model.layout.labels.outcomes.fill_(torch.nan)  # terminations are the denoiser's
+    normal = model.layout.encode(SPEC.flatten(rows(4, 2.0, 2)), 1)
     normal[0], normal[1, 0] = 100.0, torch.nan
     normal[2, SPEC.columns["terminations"]] = 0.49
     normal[3, SPEC.columns["terminations"]] = 0.51
-    result = SPEC.unflatten(model.postprocess(normal), Source.GENERATED_ONLINE)
-    assert len(result) == 3 and result.actions[0] == 1 and result.rewards[0] == 0
-    assert torch.equal(result.observations[0], model.high[:2])
+    result = SPEC.unflatten(model.layout.decode(normal, 1), Source.GENERATED_ONLINE)
+    assert len(result) == 3 and result.actions[0] == replay.online.all().actions.max()
+    assert torch.equal(result.observations[0], replay.online.all().observations.amax(0))
     assert result.terminations.tolist() == [1.0, 0.0, 1.0]
 
 
@@ -84,12 +85,13 @@ def test_the_normalizer_weighs_both_pools_alike():
     model.fit([replay.offline, replay.online], (0.5, 0.5))
     states = [pool.all().observations for pool in (replay.offline, replay.online)]
     balanced = torch.cat([states[0], states[1].repeat(3, 1)])
-    assert torch.allclose(model.mean[:2], balanced.mean(0), atol=1e-4)
-    assert torch.allclose(model.std[:2], balanced.std(0), rtol=1e-2)
-    assert model.mean[-1] == 0 and model.std[-1] == 1  # terminations are not normalized
+    layout = model.layout
+    assert torch.allclose(layout.mean[:2], balanced.mean(0), atol=1e-4)
+    assert torch.allclose(layout.std[:2], balanced.std(0), rtol=1e-2)
+    assert layout.mean[-1] == 0 and layout.std[-1] == 1  # terminations are not normalized
     replay.offline.fields["observations"][:] = 5.0
     model.fit([replay.offline, replay.online], (1.0, 0.0))
-    assert (model.std[:2] == 1e-3).all()
+    assert (layout.std[:2] == 0).all() and (layout.decode(torch.ones(3, SPEC.row_dim), 0)[:, :2] == 5).all()
 
 
 def test_a_batch_at_training_has_both_labels_or_all_of_one(draw):
@@ -250,7 +252,7 @@ def test_partial_noising_starts_at_real_rows_plus_noise():
     generator = CFDG(replace(TINY, sampling=Sampling(start_sigma=0.5)), SPEC, seed=0)
     replay = clusters(offline=1)
     generator.model.fit([replay.offline, replay.online], (0.5, 0.5))
-    noise = generator.start(5_000, replay) - generator.model.normalize(SPEC.flatten(replay.offline.all()))
+    noise = generator.start(5_000, replay) - generator.model.layout.encode(SPEC.flatten(replay.offline.all()), 1)
     assert abs(noise.std() - 0.5) < 0.01 and noise.mean().abs() < 0.01
 
 

@@ -53,6 +53,8 @@ def test_online_shares_grow_with_the_online_pool_and_the_rest_is_offline():
 def test_both_generated_pools_are_ramped_together_so_that_the_split_by_label_holds_from_the_start():
     replay = make_replay(offline=10, online=25, generated_offline=10, generated_online=10)
     assert counts(mixture(ramp=100), replay, CFDG, batch_size=1200) == [1000, 100, 20, 80]
+    offline_label = HALVES.with_generated(GeneratedShare(share=0.5, online=0.0))
+    assert counts(mixture(ramp=100), replay, offline_label, batch_size=1200) == [525, 75, 600, 0]
 
 
 def test_a_learner_without_offline_rows_never_gets_any():
