@@ -41,6 +41,8 @@ def test_twice_the_force_moves_twice_the_mass_alike():
     assert pushed(mass=2.0, actuator=2.0) == pytest.approx(pushed(), rel=1e-5)
     assert pushed(actuator=2.0) == pytest.approx(2 * pushed(), rel=1e-5)
     assert pushed(mass=2.0) == pytest.approx(pushed() / 2, rel=1e-5)
+    plain, heavy = (model_holder(make("InvertedPendulum-v5", mass=mass)).model for mass in (1.0, 2.0))
+    assert heavy.dof_invweight0 == pytest.approx(plain.dof_invweight0 / 2, rel=1e-5)  # derived, used by contacts
 
 
 @pytest.mark.parametrize("name, keys", [("Hopper-v5", ()), ("PointMaze_UMaze-v3", ("desired_goal", "observation"))])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from o2o_diffusion.errors import InputError
-from o2o_diffusion.quality import residuals
+from o2o_diffusion.quality import comparison, residuals
 from o2o_diffusion.quality.comparison import check_enough, compare, evaluate
 from o2o_diffusion.quality.measures import policy, transport, validity
 from o2o_diffusion.quality.page import column_names, save_page
@@ -31,6 +31,21 @@ def report() -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(residuals, "UPDATES", 100)
         return evaluate({"offline": rows(400, 4), "online": rows(400, 5)}, real, rows=400)
+
+
+def test_each_label_is_compared_in_its_own_world(report, monkeypatch):
+    worlds: dict[str, Any] = {}
+
+    def remember(*args: Any, is_online: bool, simulator: Any, **options: Any) -> dict:
+        label = "online" if is_online else "offline"
+        worlds[label] = simulator
+        return report["labels"][label]
+
+    monkeypatch.setattr(comparison, "compare", remember)
+    batches, online_world = {label: rows(200, 0) for label in ("offline", "online")}, Any
+    real = {label: RealData(batch, batch) for label, batch in batches.items()}
+    comparison.evaluate(batches, real, simulators={"online": online_world})  # pyright: ignore[reportArgumentType]
+    assert worlds == {"offline": None, "online": online_world}
 
 
 def test_perfect_rows_are_at_the_floor_and_wrong_ones_at_the_ceiling(report):
