@@ -23,21 +23,19 @@ COPY_NOISE = 0.03
 class RealData:
     """Real rows of one label, in order: held-out rows, and the training rows of generators.
 
-    `known` are rows of either label that span the data's range (None: the training rows). If `seen`, generators were
-    trained on the held-out rows too.
+    `span` is the range of the data of both labels (None: of the training rows). If `seen`, generators were trained on
+    the held-out rows too.
     """
 
     held_out: Transitions
     training: Transitions
-    known: Transitions | None = None
+    span: Tensor | None = None
     seen: bool = False
 
     @property
     def limits(self) -> Tensor:
         """[2, row_dim] smallest and largest values of the data."""
-        rows = self.training if self.known is None else self.known
-        flat = TransitionSpec(rows.observations.shape[1], rows.actions.shape[1]).flatten(rows)
-        return torch.stack([flat.amin(0), flat.amax(0)])
+        return span(self.training) if self.span is None else self.span
 
     @classmethod
     def of(cls, replay: Replay, source: Source) -> RealData | None:
@@ -45,21 +43,28 @@ class RealData:
 
         If fewer than 100 rows are held out, every other row is used as if it were. None if there are no rows.
         """
-        training, held_out = (replay.part(held_out=choice) for choice in (False, True))
         own, other = source.real, REAL[1 - source.real]
         label = own if len(replay.pools[own]) >= min(MIN_ROWS, len(replay.pools[other])) else other
-        if not len(replay.pools[label]):
+        pools = [pool for pool in (replay.offline, replay.online) if not pool.held_out.all()]  # nor empty
+        if not pools:
             return None
-        known = Transitions.cat([training.pools[source].all() for source in REAL]).to("cpu")
-        if len(held_out.pools[label]) >= MIN_ROWS:
-            return cls(held_out.pools[label].all().to("cpu"), training.pools[label].all().to("cpu"), known)
-        rows = replay.pools[label].all().to("cpu")
-        return cls(rows[::2], rows[1::2], known, seen=True)
+        spans = torch.stack([span(pool.all()[~pool.held_out]) for pool in pools])
+        limits = torch.stack([spans[:, 0].amin(0), spans[:, 1].amax(0)])
+        rows, held_out = replay.pools[label].all().to("cpu"), replay.pools[label].held_out.cpu()
+        if held_out.sum() >= MIN_ROWS:
+            return cls(rows[held_out], rows[~held_out], limits)
+        return cls(rows[::2], rows[1::2], limits, seen=True)
 
 
 def transitions(episodes: Sequence[Episode]) -> Transitions:
     """All transitions of `episodes`, in order."""
     return Transitions.cat([episode.transitions() for episode in episodes])
+
+
+def span(batch: Transitions) -> Tensor:
+    """[2, row_dim] smallest and largest values of the rows, on the CPU."""
+    flat = TransitionSpec(batch.observations.shape[1], batch.actions.shape[1]).flatten(batch)
+    return torch.stack(flat.aminmax(dim=0)).cpu()
 
 
 def moving(batch: Transitions) -> Tensor:
