@@ -41,7 +41,7 @@ class Gate:
     rows: Annotated[int, "generated rows per label to judge; 0: only refuse rows that are not finite", Ge(0)] = 2_000
     dropped: Annotated[float, "share of rows that are not finite", Ge(0)] = 0.05
     duplicates: Annotated[float, "share of rows that repeat another", Ge(0)] = 0.1
-    outside_range: Annotated[float, "share of rows outside the data's range", Ge(0)] = 0.2
+    outside_range: Annotated[float, "share of rows outside the data's range", Ge(0)] = 0.05
     at_limits: Annotated[float, "share of entries at the ends of the data's range", Ge(0)] = 0.1
     missed_endings: Annotated[float, "share of the rows that end an episode that are not marked as endings", Ge(0)] = (
         0.5
