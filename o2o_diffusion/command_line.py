@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 from omegaconf import OmegaConf
 
-from o2o_diffusion.errors import OneLineError
+from o2o_diffusion.errors import OneLineError, without_secrets
 from o2o_diffusion.ranges import written
 from o2o_diffusion.settings import CONFIGS, Settings, available, choose, compose, locate
 
@@ -48,12 +48,18 @@ def command_line(
 
 
 def main(function: Callable[[list[str]], int | None]) -> None:
-    """Run a script: a user error prints one line to stderr and exits with code 2, Ctrl-C exits with code 130."""
+    """Run a script and exit: errors print one line to stderr.
+
+    The code is 2 for a user error, 1 for a fault of the run, the disk or the memory, and 130 for Ctrl-C.
+    """
     try:
         sys.exit(function(sys.argv[1:]))
     except OneLineError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except (MemoryError, OSError) as error:
+        print(f"error: {without_secrets(str(error)) or 'out of memory'}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -4,19 +4,22 @@ A component is one Python file with a nested frozen `Config`, its defaults next 
 with its `target` and overrides. There is no registry: `target` is a dotted path, also for third-party components.
 """
 
+import functools
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from o2o_diffusion.errors import InputError, nearest
+from o2o_diffusion.errors import InputError, keep_secret, nearest
 from o2o_diffusion.ranges import violations
 from o2o_diffusion.trust import is_trusted, trust
 
+P = ParamSpec("P")
+T = TypeVar("T")
 PACKAGE = Path(__file__).parent
 CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"
 """Inside the package in a wheel, next to it in a checkout."""
@@ -101,6 +104,22 @@ class Choices:
     origins: dict[str, str]
 
 
+def one_line(function: Callable[P, T]) -> Callable[P, T]:
+    """Let `function` raise InputError for anything wrong: YAML, OmegaConf and interpolations have many exceptions."""
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"settings: {_reason(error)}") from error
+
+    return checked
+
+
+@one_line
 def compose(
     base: Path | None, run: type, groups: Sequence[str], overrides: Sequence[str] = (), *, recorded: Sequence[str] = ()
 ) -> Settings:
@@ -129,6 +148,7 @@ def compose(
     return Settings(own, components, plain, choices.origins)
 
 
+@one_line
 def choose(base: Path | None, groups: Sequence[str], overrides: Sequence[str]) -> Choices:
     """Select each group's component and the run settings from `base`, the components' `run:` sections and `overrides`.
 
@@ -208,13 +228,17 @@ def trusted(overrides: Sequence[str]) -> list[str]:
 
 def _parse(overrides: Sequence[str], groups: Sequence[str]) -> DictConfig:
     for override in overrides:
+        keep_secret(override)
         if "=" not in override.lstrip("="):
             raise InputError(f"'{override}' is not of the form setting=value")
     names = [o for o in overrides if o.split("=", 1)[0] in (*groups, "experiment")]
-    try:  # a component's name and its settings share a key, so they are parsed separately
-        given = OmegaConf.from_dotlist([o for o in overrides if o not in names])
-    except (OmegaConfBaseException, ValueError) as error:
-        raise InputError(f"overrides {list(overrides)}: {str(error).splitlines()[0]}") from error
+    given = OmegaConf.create()
+    for override in overrides:  # a component's name and its settings share a key, so they are parsed separately
+        if override not in names:
+            try:
+                given.merge_with_dotlist([override])
+            except Exception as error:  # of YAML and OmegaConf, of many kinds
+                raise InputError(f"'{override}' can't be read: {_reason(error)}") from error
     for override in names:
         group, name = override.split("=", 1)
         if group == "experiment":
@@ -274,12 +298,19 @@ def find(group: str, name: str) -> Path:
 def load(path: Path) -> DictConfig:
     """Load the settings in a YAML file; raises InputError if it can't be read or has none."""
     try:
-        content = OmegaConf.load(path)
+        text = path.read_text()
+        keep_secret(text)
+        content = OmegaConf.create(text) if text.strip() else None
     except Exception as error:
-        raise InputError(f"{path}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{path}: {_reason(error)}") from error
     if not isinstance(content, DictConfig):
         raise InputError(f"{path}: expected 'setting: value' lines")
     return content
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an exception's message, or its name."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _merged(node: Any, changes: Any, prefix: str = "") -> Any:
@@ -292,7 +323,7 @@ def _merged(node: Any, changes: Any, prefix: str = "") -> Any:
         names = [str(key) for key in known] if isinstance(known, DictConfig) else []
         raise InputError(f"unknown setting '{prefix}{error.full_key}'{nearest(name, names)}") from error
     except OmegaConfBaseException as error:
-        raise InputError(f"setting '{prefix}{error.full_key}': {str(error).splitlines()[0]}") from error
+        raise InputError(f"setting '{prefix}{error.full_key}': {_reason(error)}") from error
 
 
 def _checked(node: Any, prefix: str, origins: Mapping[str, str] | None = None) -> Any:
@@ -302,6 +333,6 @@ def _checked(node: Any, prefix: str, origins: Mapping[str, str] | None = None) -
             raise InputError(wrong)
         return OmegaConf.to_object(node)
     except (OmegaConfBaseException, ValueError) as error:
-        message = str(error).splitlines()[0]
+        message = _reason(error)
         asked = [f"; '{name}' is asked for by {who}" for name, who in (origins or {}).items() if f"'{name}'" in message]
         raise InputError(f"{prefix.rstrip('.') or 'run'} settings: {message}{''.join(asked)}") from error

@@ -48,6 +48,25 @@ def test_a_file_imports_lower_layers_or_its_own_folder():
     assert not upward
 
 
+def writes(file: Path) -> list[str]:
+    """What in `file` writes, moves or opens files for writing."""
+    calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+    found = []
+    for call in calls:
+        name = ast.unparse(call.func).rpartition(".")[2]
+        modes = [a.value for a in (*call.args, *(k.value for k in call.keywords)) if isinstance(a, ast.Constant)]
+        opens = name == "open" and any(isinstance(mode, str) and set(mode) & set("wax+") for mode in modes)
+        if opens or name in ("write_text", "write_bytes", "rename", "renames", "mkstemp", "mkdtemp", "move"):
+            found.append(ast.unparse(call))
+    return found
+
+
+def test_files_are_written_by_the_one_writer_only():
+    """Save the output of a study's processes, which they write themselves, and what libraries write to its paths."""
+    others = {file: writes(file) for file in FILES if room(file) != "storage" and file.name != "runner.py"}
+    assert not {file.name: found for file, found in others.items() if found}
+
+
 def test_no_component_reads_datasets():
     assert not [file for file in FILES if room(file) in COMPONENTS and "data" in imports(file)]
 

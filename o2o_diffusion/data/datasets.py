@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from o2o_diffusion.data import local
+from o2o_diffusion.data.hdf5 import check_own_content
 from o2o_diffusion.data.scores import ReferenceScores, reference_scores
 from o2o_diffusion.data.spaces import ActionBounds, choose_keys, flatten, observation_dim
 from o2o_diffusion.data.tables import FILES, read_table, split_table
 from o2o_diffusion.data.validation import check_flags, checked_episode
+from o2o_diffusion.data.writing import MANIFEST
 from o2o_diffusion.errors import InputError, nearest
+from o2o_diffusion.storage import damage
 from o2o_diffusion.types import EnvironmentSpec, Episode, TransitionSpec
 
 if TYPE_CHECKING:
@@ -121,7 +124,14 @@ def _load_table(path: Path) -> Dataset:
 
 def _load_minari(folder: Path) -> Dataset:
     data = folder / "data" if (folder / "data").is_dir() else folder
+    if (data / MANIFEST).is_file() and (altered := damage(data, MANIFEST)):
+        raise InputError(f"dataset {data}: {altered}")
     metadata = _metadata(data)
+    for file in data.glob("*.hdf5"):
+        try:
+            check_own_content(file)
+        except OSError as error:
+            raise InputError(f"{file} cannot be read: {error}") from error
     from minari import MinariDataset
 
     try:
@@ -184,7 +194,10 @@ def _episode(
 
 def _environment(metadata: dict[str, Any], keys: tuple[str, ...]) -> EnvironmentSpec | None:
     """The recorded environment: id, keyword arguments and step limit; all other metadata is ignored."""
-    if "env_spec" not in metadata:
+    if not metadata.get("env_spec"):
         return None
-    spec = json.loads(metadata["env_spec"])
-    return EnvironmentSpec(spec["id"], spec.get("kwargs") or {}, spec.get("max_episode_steps"), keys)
+    try:
+        spec = json.loads(metadata["env_spec"])
+        return EnvironmentSpec(spec["id"], spec.get("kwargs") or {}, spec.get("max_episode_steps"), keys)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{metadata['dataset_id']}: its env_spec cannot be read ({error})") from error

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from o2o_diffusion.data.validation import checked_episode
+from o2o_diffusion.data.hdf5 import check_own_content
+from o2o_diffusion.data.validation import check_booleans, check_finite, check_real, checked_episode
 from o2o_diffusion.errors import InputError, nearest
 from o2o_diffusion.types import Episode, TransitionSpec
 
@@ -29,6 +30,8 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         table = _read_npz(path) if path.suffix == ".npz" else _read_hdf5(path)
+    except InputError:
+        raise
     except Exception as error:  # damaged files raise many kinds of exceptions
         raise InputError(f"{path} cannot be read: {error}") from error
     missing = [key for key in REQUIRED if key not in table]
@@ -43,6 +46,12 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
             raise InputError(f"{path}: {key} have shape {list(array.shape)}, expected [{rows}, width]{hint}")
         if len(array) != rows:
             raise InputError(f"{path}: {key} have {len(array)} rows, rewards have {rows}")
+        if key in ("terminals", "timeouts"):
+            check_booleans(f"{path}: {key}", array)
+        else:
+            check_real(f"{path}: {key}", array)
+    if "next_observations" in table:
+        check_finite(f"{path}: next_observations", table["next_observations"])
     return table
 
 
@@ -109,6 +118,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
     import h5py
 
+    check_own_content(path)
     with h5py.File(path, "r") as file:
         return {key: np.asarray(file[key]) for key in (*REQUIRED, "next_observations") if key in file}
 

@@ -55,12 +55,37 @@ def check_flags(where: str, length: int, **flags: np.ndarray) -> None:
             raise InputError(f"{where}, step {step}: {field} is set before the episode's last step, {length - 1}")
 
 
+def check_booleans(where: str, array: np.ndarray) -> None:
+    """Raise InputError unless every entry of `array` [rows] is a bool, 0 or 1."""
+    if array.dtype == np.bool_:
+        return
+    if not np.issubdtype(array.dtype, np.number):
+        raise InputError(f"{where} are {array.dtype}, expected true or false, 1 or 0")
+    wrong = ~np.isin(array, (0, 1))
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise InputError(f"{where}: row {row} is {array[row]}, expected 1 or 0")
+
+
+def check_real(where: str, array: np.ndarray) -> None:
+    """Raise InputError unless `array` has real numbers or booleans."""
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"{where} are {array.dtype}, expected real numbers")
+
+
+def check_finite(where: str, array: np.ndarray) -> None:
+    """Raise InputError unless `array` [rows, ...] has real, finite numbers."""
+    check_real(where, array)
+    finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
+    if not finite.all():
+        raise InputError(f"{where}: row {int(np.argmin(finite))} is not finite")
+
+
 def _checked(where: str, field: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Convert `array` to float32; raises InputError unless it has `shape` and finite numbers."""
     if array.shape != shape:
         raise InputError(f"{where}: {field} have shape {list(array.shape)}, expected {list(shape)}")
-    if not (np.issubdtype(array.dtype, np.number) or array.dtype == np.bool_):
-        raise InputError(f"{where}: {field} are {array.dtype}, expected numbers")
+    check_real(f"{where}: {field}", array)
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(array, dtype=np.float32)
     finite = np.isfinite(array)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -14,11 +12,14 @@ import gymnasium as gym
 
 from o2o_diffusion.data import local
 from o2o_diffusion.errors import InputError
+from o2o_diffusion.storage import put_in_place, temporary_for, write_manifest
 
 if TYPE_CHECKING:
     from minari.data_collector import EpisodeBuffer
 
 NAMESPACE = "o2o"
+MANIFEST = "sha256.json"
+"""Checksums of a dataset's files, in its data folder."""
 
 
 def check_new_id(dataset_id: str, namespace: str | None = None) -> Path:
@@ -37,20 +38,19 @@ def check_new_id(dataset_id: str, namespace: str | None = None) -> Path:
 def new_dataset(dataset_id: str, namespace: str | None = None) -> Iterator[Path]:
     """Yield a temporary folder for a dataset's files; rename it after the block, or remove it on failure.
 
-    It has a hidden name in the same store, not listed by Minari. Raises InputError if the id is taken or not in
-    `namespace`, or if the store cannot be written to.
+    It has a hidden name in the same store, not listed by Minari; its manifest is checked when it is loaded. Raises
+    InputError if the id is taken or not in `namespace`, or if the store cannot be written to.
     """
     folder = check_new_id(dataset_id, namespace)
-    try:
-        local.store().mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=".writing-", dir=local.store()))
-    except OSError as error:
-        raise InputError(f"datasets cannot be written to {local.store()}: {error}") from error
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            building = stack.enter_context(temporary_for(local.store() / "writing"))
+            building.mkdir()
+        except OSError as error:
+            raise InputError(f"datasets cannot be written to {local.store()}: {error}") from error
         yield building / "data"
+        write_manifest(building / "data", MANIFEST)
         _publish(building, folder, dataset_id)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 def write_dataset(
@@ -80,8 +80,7 @@ def _publish(building: Path, folder: Path, dataset_id: str) -> None:
     namespace = dataset_id.rpartition("/")[0]
     if namespace not in list_local_namespaces():
         create_namespace(namespace)
-    building.chmod(0o755)  # mkdtemp creates private folders
     try:
-        building.rename(folder)
+        put_in_place(building, folder)
     except OSError as error:
         raise InputError(f"{dataset_id!r} cannot be written to {folder}: {error}") from error

@@ -27,7 +27,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     path = path.resolve()  # keep a link, replace its target
     if path.exists() and not path.is_file():
         raise FileExistsError(f"{path} exists and is not a file")
-    with _temporary(path, path.suffix) as temporary:
+    with temporary_for(path, path.suffix) as temporary:
         yield temporary
         _flush(temporary)
         temporary.replace(path)
@@ -43,15 +43,20 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     path = path.resolve()
     if path.exists() and not (replace and path.is_dir()):
         raise FileExistsError(f"{path} exists already")
-    with _temporary(path) as temporary:
+    with temporary_for(path) as temporary:
         temporary.mkdir()
         yield temporary
-        _flush(*temporary.rglob("*"), temporary)
-        if replace and path.exists():
-            _swap(temporary, path)
-        else:
-            temporary.rename(path)
-        _flush(path.parent)
+        put_in_place(temporary, path, replace=replace)
+
+
+def put_in_place(temporary: Path, path: Path, *, replace: bool = False) -> None:
+    """Write the folder `temporary` to the disk and rename it to `path`; raises OSError if that can't be done."""
+    _flush(*temporary.rglob("*"), temporary)
+    if replace and path.exists():
+        _swap(temporary, path)
+    else:
+        temporary.rename(path)
+    _flush(path.parent)
 
 
 def sweep(folder: Path, pattern: str) -> None:
@@ -99,7 +104,7 @@ def check_writable(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _temporary(path: Path, suffix: str = "") -> Iterator[Path]:
+def temporary_for(path: Path, suffix: str = "") -> Iterator[Path]:
     """Yield an unused hidden path next to `path` and remove anything left there after the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent, glob.escape(path.name))

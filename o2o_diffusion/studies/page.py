@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from o2o_diffusion.storage import atomic_file
+from o2o_diffusion.storage import save_text
 from o2o_diffusion.studies.figures import save_curves, save_differences
 from o2o_diffusion.studies.results import METRICS, Results, results_of
 from o2o_diffusion.studies.rows import read_rows
@@ -48,8 +48,7 @@ def save_page(results: Results, title: str, command: str, path: Path, *notes: st
         picture = path.with_name(f"{path.stem}-{name}.png")
         save(results, picture)
         parts.append(f"![{name}]({picture.name})")
-    with atomic_file(path) as temporary:
-        temporary.write_text("\n\n".join(parts) + "\n")
+    save_text(path, "\n\n".join(parts) + "\n")
 
 
 def provenance(results: Results) -> str:

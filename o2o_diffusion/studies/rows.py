@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from o2o_diffusion.errors import InputError
+from o2o_diffusion.storage import Lines
 from o2o_diffusion.studies.study import Cell
 from o2o_diffusion.training.folders import SUMMARY
 from o2o_diffusion.training.report import NUMBERS
@@ -47,8 +48,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def append_row(path: Path, row: dict[str, Any]) -> None:
     """Append a row to a file as one line; raises OSError if it can't be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(rounded(row)) + "\n")
+    if error := Lines(path).append(json.dumps(rounded(row))):
+        raise error
 
 
 def find_row(rows: Sequence[dict[str, Any]], cell: Cell, processor: str) -> dict[str, Any] | None:

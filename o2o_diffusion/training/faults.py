@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from o2o_diffusion.distributed import rank
-from o2o_diffusion.errors import Fault, InputError
+from o2o_diffusion.errors import Fault, InputError, without_secrets
 from o2o_diffusion.storage import save_text
 from o2o_diffusion.training.checkpoint import newest_whole
 
@@ -31,7 +31,7 @@ def reported(folder: Path, checkpoints: Path, resume: Path) -> Iterator[None]:
         where = ""
         with contextlib.suppress(OSError):  # the fault may be a full disk
             if rank() == 0:
-                save_text(folder / ERRORS, traceback.format_exc())
+                save_text(folder / ERRORS, without_secrets(traceback.format_exc()))
                 where = f"; traceback in {folder / ERRORS}"
         raise Fault(f"{reason(error)}; {left}{where}") from error
 

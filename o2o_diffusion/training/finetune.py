@@ -90,7 +90,7 @@ class Run:
         if self.session.is_main and not finished:
             print(f"interrupted; continue with: --resume {self.folder}")
         self.session.close()
-        return 0 if finished else 130
+        return self.session.exit_code(finished=finished)
 
     def locked(self) -> contextlib.AbstractContextManager:
         """Hold the lock of the folder on the main process; raises InputError if another process has it."""

@@ -89,7 +89,7 @@ class SeedRuns:
             print(f"interrupted; continue with: --resume {self.folder}")
         for run in self.runs:
             run.session.close()
-        return 0 if finished else 130
+        return session.exit_code(finished=finished)
 
     def plan(self) -> dict[str, str]:
         """Summary of the runs, for the header."""

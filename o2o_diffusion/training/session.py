@@ -109,6 +109,10 @@ class Session:
             return False
         return broadcast_bool(self.interrupted(), self.device)
 
+    def exit_code(self, *, finished: bool) -> int:
+        """0 if finished, else 128 + the number of the signal that interrupted: 130 for SIGINT, 143 for SIGTERM."""
+        return 0 if finished else 128 + getattr(self.interrupted, "number", signal.SIGINT)
+
     def plan(self) -> dict[str, str]:
         """Processes, precision and processor, for the header."""
         return {
@@ -131,7 +135,7 @@ class Interruption:
     """SIGINT and SIGTERM as a flag; the second signal raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested, self.number = False, signal.SIGINT
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._request)
 
@@ -142,7 +146,7 @@ class Interruption:
     def _request(self, number: int, frame: Any) -> None:
         if self.requested:
             raise KeyboardInterrupt
-        self.requested = True
+        self.requested, self.number = True, signal.Signals(number)
 
 
 def seed_of(seed: int, part: str) -> int:

@@ -125,7 +125,7 @@ class GeneratorTraining:
         return self.refresher.total - self.refresher.updates_due
 
     def execute(self) -> int:
-        """Show the plan, train, evaluate, save; returns the exit code, 130 if interrupted."""
+        """Show the plan, train, evaluate, save; returns the exit code, 130 or 143 if interrupted."""
         self.session.listen()
         held = lock(self.output) if self.session.is_main else contextlib.nullcontext()
         with held, reported(self.folder, self.folder / CHECKPOINTS, self.output):
@@ -141,7 +141,7 @@ class GeneratorTraining:
         if self.session.is_main and not finished:
             print(f"interrupted after {self.updates:,} updates; continue with: --resume {self.output}")
         self.session.close()
-        return 0 if finished else 130
+        return self.session.exit_code(finished=finished)
 
     def begin(self) -> None:
         """Write the settings and the first checkpoint of a new training, so that it can be continued from now on.

@@ -39,7 +39,7 @@ def test_numbers_must_be_finite(field, value):
         ({"actions": np.zeros(4, int)}, r"actions have shape \[4\], expected \[4, 2\]"),
         ({"rewards": np.zeros((4, 1))}, r"rewards have shape \[4, 1\], expected \[4\]"),
         ({"rewards": np.zeros(0)}, "is empty"),
-        ({"rewards": np.array(list("abcd"))}, "rewards are <U1, expected numbers"),
+        ({"rewards": np.array(list("abcd"))}, "rewards are <U1, expected real numbers"),
         ({"actions": np.full((4, 2), 1.01)}, "step 0: entry 0 of actions is 1.01, expected in"),
     ],
 )
