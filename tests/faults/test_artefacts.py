@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from builders import build
+from faults.alterations import WAYS, altered
 from faults.kills import every_kill
 
 from o2o_diffusion.errors import InputError
@@ -84,22 +85,7 @@ def test_f2_a_checkpoint_survives_a_kill_at_any_point_of_the_next_save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step_000000003"]
 
 
-def altered(path: Path, how: str, rng: random.Random) -> None:
-    """Truncate, fill with zeros, flip a bit of, or swap the content of the file `path`."""
-    content = bytearray(path.read_bytes())
-    place = rng.randrange(len(content))
-    if how == "flip":
-        content[place] ^= 1 << rng.randrange(8)
-    elif how == "zeros":
-        content[place:] = bytes(len(content) - place) if any(content[place:]) else b"1"
-    elif how == "truncate":
-        del content[place:]
-    else:
-        content = bytearray(rng.choice([p for p in path.parent.iterdir() if p != path]).read_bytes())
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize("how", ["flip", "zeros", "truncate", "swap"])
+@pytest.mark.parametrize("how", WAYS)
 def test_f9_an_altered_checkpoint_is_passed_over(tmp_path, how, capsys):
     rng = random.Random(how)
     save_checkpoint(tmp_path, 1, state(1))
