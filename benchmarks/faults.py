@@ -24,11 +24,12 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from builders import build, leaves, tiny  # noqa: E402
+from builders import build, leaves, make_batch, tiny  # noqa: E402
 from faults.alterations import WAYS, altered  # noqa: E402
 from faults.kills import every_kill  # noqa: E402
 from faults.words import command_lines  # noqa: E402
 
+from o2o_diffusion import optimization  # noqa: E402
 from o2o_diffusion.data.datasets import load_dataset  # noqa: E402
 from o2o_diffusion.data.local import folder_of  # noqa: E402
 from o2o_diffusion.environments.recording import Recording, record  # noqa: E402
@@ -39,9 +40,11 @@ from o2o_diffusion.training.checkpoint import load_checkpoint  # noqa: E402
 from o2o_diffusion.training.finetune import Run  # noqa: E402
 from o2o_diffusion.training.folders import CHECKPOINTS, GROUPS, SUMMARY, open_run  # noqa: E402
 from o2o_diffusion.training.loop import Loop  # noqa: E402
+from o2o_diffusion.types import TransitionSpec  # noqa: E402
 
 INTERVAL = 10
 """Ticks between the checkpoints of the runs that are killed."""
+HOPPER = TransitionSpec(11, 3)
 GRACE = 30.0
 """Seconds that a run may take to save and end after SIGTERM."""
 DATASET = "o2o/faults-v0"
@@ -266,6 +269,26 @@ def two_processes(folder: Path, count: int, rng: random.Random) -> dict[str, Any
     return {"injected": count, "passed": passed}
 
 
+def guard_cost(folder: Path, count: int, rng: random.Random) -> dict[str, Any]:
+    """D2: relative cost of the guard of gradients in an update, medians of `count` updates each way, interleaved."""
+    guard, none, costs = optimization.guard, torch.zeros(()), {}
+    for learner in ("iql", "sac"):
+        for width in (64, 256):
+            own = [f"learner={learner}", f"learner.hidden=[{width},{width}]"]
+            settings = compose(CONFIGS / "finetune.yaml", Loop.Config, GROUPS, own)
+            part, batch = settings.components["learner"].build(HOPPER, seed=0), make_batch(256, HOPPER)
+            seconds: list[list[float]] = [[], []]
+            for number in range(2 * count + 100):
+                optimization.guard = guard if number % 2 else lambda *_, **__: none
+                start = time.thread_time()
+                part.update(batch)
+                seconds[number % 2].append(time.thread_time() - start)
+            without, with_guard = (float(np.median(times[50:])) for times in seconds)
+            costs[f"{learner} {width}"] = round(with_guard / without - 1, 4)
+    optimization.guard = guard
+    return {"injected": 0, "passed": 0, "costs": costs}
+
+
 ROWS: dict[str, tuple[Callable[[Path, int, random.Random], dict[str, Any]], int]] = {
     "F1": (kills, 200),
     "F2": (write_points, 1),
@@ -275,6 +298,7 @@ ROWS: dict[str, tuple[Callable[[Path, int, random.Random], dict[str, Any]], int]
     "F13": (bad_updates, 50),
     "F17": (command_line_fuzz, 10_000),
     "F21": (two_processes, 50),
+    "D2": (guard_cost, 1_000),
 }
 """Row of the table -> how it is injected, and how many times in full."""
 

@@ -15,7 +15,7 @@ def altered(path: Path, how: str, rng: random.Random) -> None:
     elif how == "zeros":
         content[place:] = bytes(len(content) - place) if any(content[place:]) else b"1"
     elif how == "truncate":
-        del content[place:]
+        del content[min(place, len(content) - 2) :]  # more than the line break at the end of a JSON file
     else:
         others = [other for other in path.parent.iterdir() if other.is_file() and other.read_bytes() != content]
         content = bytearray(rng.choice(others).read_bytes())
