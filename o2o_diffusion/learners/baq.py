@@ -43,7 +43,7 @@ class BAQ(BehaviorFirst, Scheduled, TD3BC):
     The weight of a row in the critics' loss is (1 - kappa) exp(-d / h) + kappa, d the distance of the policy's next
     action to the behavior's and h the median distance in the data; kappa grows from 0 to 1 over `adapt_steps`. The
     actor is held to the behavior by (1 - kappa) bc. Only the abstract of the paper was at hand: all formulas and
-    values are this package's. The paper also draws rows by their distance to the behavior, which is left out.
+    values are this package's. Rows are drawn by their distance to the behavior (`samplers/divergence.py`).
     """
 
     @dataclass(frozen=True)

@@ -62,11 +62,16 @@ class Prioritized(Mixture):
         self.tensors["drawn"] = torch.stack([rows, pools])
         return Draw.create(rows, pools, sources=sources, weights=(weights / weights.max()).float())
 
+    @property
+    def exponent(self) -> float:
+        """The exponent of priorities, alpha."""
+        return self.config.alpha
+
     def refresh(self, sizes: list[int]) -> None:
         """Rebuild the table: the cumulative sum of (|TD error| + epsilon)^alpha over all N rows, starting at 0."""
         maximum, priorities = self.tensors["maximum"], self.tensors["priorities"]
         known = torch.where(priorities == UNSEEN, torch.where(maximum > 0, maximum, 1.0), priorities)
-        cumulative = (known.double() ** self.config.alpha).cumsum(0)
+        cumulative = (known.double() ** self.exponent).cumsum(0)
         self.tensors["table"] = torch.cat([cumulative.new_zeros(1), cumulative])
         self.sizes = sizes
 
