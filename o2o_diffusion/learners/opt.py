@@ -52,6 +52,7 @@ class OPT(Scheduled, TD3BC):
         """Create the base's networks and the new critic with its target."""
         super().build()
         self.online_critic = self.build_critic().to(self.device)
+        self.online_critic.mlp.is_plain = False  # layers as single nodes of the graph have second derivatives
         self.target_online_critic = deepcopy(self.online_critic).requires_grad_(False)
         self.online_critic_optimizer = Optimizer(self.online_critic.parameters(), self.config.learning_rate)
 

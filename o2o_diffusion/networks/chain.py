@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 SMALL = 100
 """Below this width oneDNN's fixed costs exceed those of a single product; both ways are exact in float32."""
@@ -22,7 +23,7 @@ def relu_chain(x: Tensor, parameters: Sequence[Tensor], *, transposed: bool = Fa
 
 
 class ReluChain(torch.autograd.Function):
-    """`relu_chain` with gradients."""
+    """`relu_chain` with gradients, and without second derivatives: asking for them raises RuntimeError."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, transposed: bool, *parameters: Tensor) -> Tensor:
@@ -33,6 +34,7 @@ class ReluChain(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, weights and biases, each only if it is needed."""
         g, saved, needs, transposed = gradients[0], ctx.saved_tensors, ctx.needs_input_grad, ctx.transposed

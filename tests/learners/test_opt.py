@@ -62,6 +62,25 @@ def test_the_second_order_gradient_against_finite_differences():
         assert first_order[index].item() != pytest.approx(difference, rel=1e-2)
 
 
+def test_the_second_order_gradient_of_a_hidden_layer_against_plain_double_precision():
+    opt, b, target_q = learner(hidden=(8,), inner_rate=0.1), mixed(), torch.linspace(-3, 3, 64)
+    parameters = [p.detach().double().requires_grad_() for p in opt.online_critic.parameters()]
+    x = torch.cat([b.observations, b.actions], dim=1).double()
+
+    def loss(weights, rows):
+        first, first_bias, last, last_bias = weights
+        q = ((x @ first + first_bias).relu() @ last + last_bias).squeeze(-1)
+        return (b.weights * ((q - target_q) ** 2).sum(0))[rows].mean()
+
+    offline = loss(parameters, b.sources == 0)
+    gradients = torch.autograd.grad(offline, parameters, create_graph=True)
+    online = loss([p - 0.1 * g for p, g in zip(parameters, gradients, strict=True)], b.sources == 1)
+    expected = torch.autograd.grad(offline + min(1.0, (offline / online).item()) * online, parameters)
+    found = torch.autograd.grad(opt.meta_loss(b, target_q), list(opt.online_critic.parameters()))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-3, atol=1e-4)
+
+
 def test_the_meta_loss_is_offline_plus_scaled_online_after_the_inner_step():
     opt, b, target_q = learner(inner_rate=0.1), mixed(), torch.linspace(-3, 3, 64)
     loss = td(opt, b, target_q, b.sources == 0)
