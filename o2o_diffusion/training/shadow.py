@@ -1,13 +1,14 @@
 """The shadow test of a refresh: two copies of the learner train with and without the new rows before they are used.
 
-The rows are refused if the copy trained with them has larger temporal-difference errors on held-out real rows, or if
-the policy finds their actions much less likely than real ones.
+Both draw the same real rows; in one, the generator's share of each batch is replaced by new rows, without the sampler's
+ramp. The rows are refused if the copy trained with them has larger temporal-difference errors on held-out real rows, or
+if the policy finds their actions much less likely than real ones.
 """
 
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
@@ -15,22 +16,22 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from o2o_diffusion.agents import td_errors
-from o2o_diffusion.distributed import shard
+from o2o_diffusion.distributed import ShardedRng, shard
 from o2o_diffusion.protocols import Learner, Sampler
-from o2o_diffusion.replay import Replay
-from o2o_diffusion.schedule import Phase
+from o2o_diffusion.replay import Draw, Replay
+from o2o_diffusion.schedule import GeneratedShare, Phase
 from o2o_diffusion.training.refresher import Refresher
 from o2o_diffusion.types import GENERATED, REAL, Source, Transitions
 
 
 @dataclass(frozen=True)
 class Shadow:
-    """Settings of the shadow test."""
+    """Settings of the shadow test; the limits lie between rows that helped and rows that hurt (docs/generators.md)."""
 
     updates: Annotated[int, "updates of both copies of the learner at each refresh; 0: no shadow test", Ge(0)] = 0
     rows: Annotated[int, "held-out and generated rows per label to judge on", Ge(1)] = 1_000
     td_error: Annotated[float, "largest ratio of TD errors, with the new rows to without them", Gt(0)] = 1.2
-    log_prob: Annotated[float, "largest loss of log-probability, real to generated actions, per dimension", Gt(0)] = 1.0
+    log_prob: Annotated[float, "largest loss of log-probability, real to generated actions, per dimension", Gt(0)] = 0.4
 
 
 @dataclass(frozen=True)
@@ -91,18 +92,34 @@ def trained(
     generated: bool,
 ) -> Learner:
     """A copy of `learner` after `updates`, with or without generated rows; held-out real rows have weight 0."""
-    learner, sampler, shares = copy.deepcopy(learner), copy.deepcopy(sampler), phase.shares
+    learner, sampler, rng = copy.deepcopy(learner), copy.deepcopy(sampler), ShardedRng(0, shared=False)
     held_out = is_held_out(replay)
-    if generated:
-        shares = shares.with_generated(refresher.generator.share(replay))
     for _ in range(updates):
         sampler.update(replay, learner)
-        draw = shard(sampler.sample(replay, shares, phase.batch_size))
+        draw = sampler.sample(replay, phase.shares, phase.batch_size)
+        if generated:
+            draw = with_generated(draw, refresher.generator.share(replay), replay, rng)
+        draw = shard(draw)
         batch = replay.gather(draw)
         where = draw.rows.to(replay.device) + replay.starts[draw.pools.to(replay.device)]
         batch = batch.where(weights=batch.weights * (batch.is_generated | ~held_out[where]))
         learner.update(replay.scaled(refresher.augment(batch, replay, learner) if generated else batch))
     return learner
+
+
+def with_generated(draw: Draw, share: GeneratedShare, replay: Replay, rng: ShardedRng) -> Draw:
+    """`draw` with its first rows replaced by generated ones, or marked, if these are made at batch time."""
+    rows, pools, sources = draw.rows.clone(), draw.pools.clone(), draw.sources.clone()
+    start = 0
+    for source, count in share.counts(round(share.share * len(draw))).items():
+        part, size = slice(start, start + count), len(replay.pools[source])
+        if share.at_batch_time:
+            sources[part] = pools[part] + int(source - source.real)
+        elif size:
+            rows[part] = rng.integers(size, count).to(rows.device)
+            pools[part] = sources[part] = int(source)
+        start += count
+    return replace(draw, rows=rows, pools=pools, sources=sources)
 
 
 def is_held_out(replay: Replay) -> Tensor:

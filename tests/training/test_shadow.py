@@ -8,6 +8,7 @@ import pytest
 import torch
 from builders import SPEC, LinearPolicy, leaves, make_replay, raw_batch
 
+from o2o_diffusion.distributed import ShardedRng
 from o2o_diffusion.learners.sac import SAC
 from o2o_diffusion.replay import Replay
 from o2o_diffusion.samplers.mixture import Mixture
@@ -17,7 +18,16 @@ from o2o_diffusion.training.finetune import Run
 from o2o_diffusion.training.folders import GROUPS
 from o2o_diffusion.training.loop import Loop
 from o2o_diffusion.training.refresher import Refresher
-from o2o_diffusion.training.shadow import Effect, Shadow, is_held_out, judged, log_prob_gap, shadow_test, trained
+from o2o_diffusion.training.shadow import (
+    Effect,
+    Shadow,
+    is_held_out,
+    judged,
+    log_prob_gap,
+    shadow_test,
+    trained,
+    with_generated,
+)
 from o2o_diffusion.types import Source, Transitions
 
 PHASE = Phase("finetune", env_steps=10, cadence=Cadence(), shares=Shares(0.5, 0.5), batch_size=64)
@@ -60,6 +70,17 @@ def test_nothing_but_copies_is_changed():
             torch.equal(value, state[name]) if isinstance(value, torch.Tensor) else value == state[name]
             for name, value in leaves(part.state_dict()).items()
         )
+
+
+def test_the_share_of_generated_rows_is_the_generators():
+    replay = parts(rows())[3]
+    draw = replay.union(torch.arange(64))
+    stored = with_generated(draw, GeneratedShare(0.5), replay, ShardedRng(0))
+    assert (stored.pools == Source.GENERATED_ONLINE).tolist() == [True] * 32 + [False] * 32
+    assert torch.equal(stored.sources, stored.pools) and torch.equal(stored.rows[32:], draw.rows[32:])
+    marked = with_generated(draw, GeneratedShare(0.25, at_batch_time=True), replay, ShardedRng(0))
+    assert torch.equal(marked.rows, draw.rows) and torch.equal(marked.pools, draw.pools)
+    assert marked.sources.tolist() == [Source.GENERATED_OFFLINE] * 16 + [Source.OFFLINE] * 48
 
 
 @pytest.mark.parametrize("generated", [True, False])
