@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import names
+from builders import leaves, names
 from process_worker import work
 
 from o2o_diffusion.training.checkpoint import load_checkpoint
@@ -23,13 +23,10 @@ def launch(folder: Path, processes: int, overrides: list[str]) -> tuple[dict, di
 
 
 def parameters(state: dict) -> torch.Tensor:
-    """Every float tensor of the networks in one vector."""
-    others = ("optimizer", "averages", "contrast_rows")  # what is not a network
-    networks = [
-        part for name, part in sorted(state.items()) if isinstance(part, dict) and not any(o in name for o in others)
-    ]
-    named = [item for part in networks for item in part.items() if "normalizer" not in item[0]]  # fitted, not trained
-    tensors = [t for _, t in named if isinstance(t, torch.Tensor) and t.is_floating_point()]
+    """Every float tensor of the networks, and of a learner inside, in one vector."""
+    others = ("optimizer", "averages", "contrast_rows", "normalizer")  # not a network, or fitted and not trained
+    named = [item for item in sorted(leaves(state).items()) if not any(other in item[0] for other in others)]
+    tensors = [t for path, t in named if path.count("/") > 1 and isinstance(t, torch.Tensor) and t.is_floating_point()]
     return torch.cat([torch.empty(0), *(tensor.flatten() for tensor in tensors)]).nan_to_num(posinf=0.0, neginf=0.0)
 
 
