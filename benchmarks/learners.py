@@ -9,7 +9,9 @@ The limit is the rate of a large matrix product; an update's products are counte
 
 import argparse
 import json
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,13 +24,13 @@ from benchmarks.reference.famo2o import FamO2O
 from benchmarks.reference.iql import IQL
 from benchmarks.reference.sac import SAC
 from o2o_diffusion.learners.stacking import Stack
-from o2o_diffusion.settings import CONFIGS, compose
+from o2o_diffusion.settings import CONFIGS, available, compose
 from o2o_diffusion.training.folders import GROUPS
 from o2o_diffusion.training.loop import Loop
 from o2o_diffusion.training.session import processor, set_matmul
 from o2o_diffusion.types import Transitions, TransitionSpec
 
-REFERENCES = {"iql": IQL, "famo2o": FamO2O, "sac": SAC}
+REFERENCES = {"IQL": IQL, "FamO2O": FamO2O, "SAC": SAC}
 SIZES = {"hopper": (11, 3), "ant": (27, 8), "adroit": (45, 24)}
 """Observation and action dimensions."""
 BATCH_SIZE, SECONDS = 256, 0.2
@@ -53,10 +55,11 @@ def build(name: str, spec: TransitionSpec, width: int, seed: int) -> Any:
 
 
 def variants(name: str, spec: TransitionSpec, width: int, seeds: int, matmul: str) -> dict[str, Variant]:
-    """The plain learner, ours, and several seeds of ours stacked."""
+    """The plain learner of the nearest kind, ours, and several seeds of ours stacked."""
     batches = [make_batch(spec, seed) for seed in range(seeds)]
-    plain = REFERENCES[name](spec.observation_dim, spec.action_dim, width)
     own, stack = build(name, spec, width, 0), Stack([build(name, spec, width, seed) for seed in range(seeds)])
+    kinds = [REFERENCES[cls.__name__] for cls in type(own).__mro__ if cls.__name__ in REFERENCES]
+    plain = [*kinds, IQL][0](spec.observation_dim, spec.action_dim, width)
     return {
         "reference": ("highest", lambda: plain.update(batches[0])),
         "own": (matmul, lambda: own.update(batches[0])),
@@ -104,7 +107,8 @@ def show(result: dict[str, Any]) -> str:
     """Markdown table."""
     seeds = result["seeds"]
     head = ["learner", "size", "width", "plain", "ours", "times plain", "of the limit", f"{seeds} stacked, sum"]
-    lines = [" | ".join([*head, "times plain", "of the limit"]), "---|" * (len(head) + 1) + "---"]
+    head += ["times plain", "of the limit"]
+    lines = [" | ".join(head), " | ".join(["---"] * len(head))]
     for row in result["rows"]:
         rates = [f"{row[f'{kind}_per_second']:.0f}" for kind in ("reference", "own")]
         own = [*rates, f"{row['ratio']:.2f}", f"{row['limit']:.0%}"]
@@ -120,7 +124,7 @@ def show(result: dict[str, Any]) -> str:
 def main() -> None:
     """Measure, print a table and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--learners", nargs="+", default=list(REFERENCES), choices=list(REFERENCES))
+    parser.add_argument("--learners", nargs="+", default=["iql", "famo2o", "sac"], choices=available("learner"))
     parser.add_argument("--widths", nargs="+", type=int, default=[64, 256])
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--seeds", type=int, default=5, help="number of stacked seeds")
@@ -131,7 +135,14 @@ def main() -> None:
     torch.manual_seed(0)
     matmul = set_matmul("auto")
     limit = product_rate(matmul)
-    result = {"processor": processor(), "matmul": matmul, "gflops": round(limit / 1e9, 1), "seeds": arguments.seeds}
+    command = shlex.join(["python", "-m", "benchmarks", "learners", *sys.argv[1:]])
+    result: dict[str, Any] = {
+        "command": command,
+        "processor": processor(),
+        "matmul": matmul,
+        "gflops": round(limit / 1e9, 1),
+    }
+    result["seeds"] = arguments.seeds
     result["rows"] = [
         measure(name, size, width, arguments.seeds, arguments.rounds, matmul, limit)
         for width in arguments.widths

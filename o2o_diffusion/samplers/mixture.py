@@ -1,7 +1,7 @@
 """Batches mixed from the four sources by share: the reweighting sampler of CFDG (arXiv 2508.06806, section 3.3)."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge, Interval
@@ -60,6 +60,7 @@ class Mixture(Stateful):
         self.config = config
         self.rng = ShardedRng(seed, "cpu", shared=False)  # the same draws on every process
         self.carry = [0.0] * len(Source)
+        self.known: tuple[Any, Any] = (None, None)
 
     def update(self, replay: Replay, agent: Agent) -> Metrics:
         """Do nothing: the shares do not adapt."""
@@ -82,7 +83,16 @@ class Mixture(Stateful):
         return torch.repeat_interleave(torch.arange(len(Source)), torch.tensor(counts))
 
     def effective(self, replay: Replay, shares: Shares) -> Tensor:
-        """[4] shares after settings, ramp and empty pools, summing to 1; raises ValueError without real rows."""
+        """[4] shares after settings, ramp and empty pools, summing to 1; raises ValueError without real rows.
+
+        They are computed again only when a pool or `shares` changes.
+        """
+        key = (shares, *(len(pool) for pool in replay.pools.values()))
+        if key != self.known[0]:
+            self.known = key, self._effective(replay, shares)
+        return self.known[1]
+
+    def _effective(self, replay: Replay, shares: Shares) -> Tensor:
         effective = torch.tensor([shares.of(source) for source in Source], dtype=torch.float64)
         fullness = min(1.0, len(replay.online) / self.config.ramp) if self.config.ramp else 1.0
         if effective[Source.OFFLINE] > 0 or shares.offline_fills:

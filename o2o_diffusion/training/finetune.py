@@ -32,7 +32,7 @@ from o2o_diffusion.training.loop import Loop
 from o2o_diffusion.training.plan import expected_seconds, num_refreshes, show_minutes, show_phases, show_pools
 from o2o_diffusion.training.record import Record
 from o2o_diffusion.training.report import save_curve, save_summary, show_plan, show_summary, summarize
-from o2o_diffusion.training.session import EXPLORATION_OFFSET, Session, processor, seed_of
+from o2o_diffusion.training.session import EXPLORATION_OFFSET, Session, processor, seed_of, settled_heap
 from o2o_diffusion.types import Source
 
 
@@ -83,7 +83,8 @@ class Run:
             self.begin()
             if self.session.is_main:
                 show_plan(plan)
-            finished = self.loop.run()
+            with settled_heap():
+                finished = self.loop.run()
             self.loop.logger.close()
             if self.session.is_main and finished:
                 show_summary(*self.report())

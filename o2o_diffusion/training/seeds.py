@@ -24,6 +24,7 @@ from o2o_diffusion.training.folders import (
 )
 from o2o_diffusion.training.lockstep import Lockstep
 from o2o_diffusion.training.report import show_plan, show_seeds
+from o2o_diffusion.training.session import settled_heap
 from o2o_diffusion.training.stackable import check_stacking
 
 
@@ -80,7 +81,8 @@ class SeedRuns:
                 run.begin()
             if session.is_main:
                 show_plan(plan)
-            finished = Lockstep([run.loop for run in self.runs]).run()
+            with settled_heap():
+                finished = Lockstep([run.loop for run in self.runs]).run()
             for run in self.runs:
                 run.loop.logger.close()
             if session.is_main and finished:

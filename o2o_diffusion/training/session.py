@@ -1,10 +1,11 @@
 """Process setup of a run: number of processes, precision, threads, matmul precision, signals."""
 
+import gc
 import os
 import platform
 import signal
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,20 @@ class Interruption:
         if self.requested:
             raise KeyboardInterrupt
         self.requested, self.number = True, signal.Signals(number)
+
+
+@contextmanager
+def settled_heap() -> Iterator[None]:
+    """Inside the context, the garbage collector does not search the objects that were made before it.
+
+    Modules, settings and replays are many and stay, and an update makes enough objects to have them searched often.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def seed_of(seed: int, part: str) -> int:

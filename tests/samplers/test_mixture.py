@@ -36,6 +36,14 @@ def test_a_generator_that_replaces_offline_rows():
     assert counts(mixture(ramp=100), full, shares) == [180, 48, 0, 12]  # few online rows: offline ones fill the batch
 
 
+def test_one_sampler_follows_its_pools_and_shares():
+    sampler, replay = mixture(ramp=100), make_replay(offline=10, online=50)
+    assert counts(sampler, replay, HALVES) == [180, 60, 0, 0]
+    replay.online.clear()
+    assert counts(sampler, replay, HALVES) == [240, 0, 0, 0]
+    assert counts(sampler, make_replay(offline=10, online=50), Shares(online=1.0, offline_fills=True))[1] == 120
+
+
 def test_an_empty_pool_gives_its_share_to_the_others():
     assert counts(mixture(ramp=0), make_replay(offline=10, online=10), CFDG) == [120, 120, 0, 0]
     assert counts(mixture(ramp=0), make_replay(offline=0, online=10), CFDG) == [0, 240, 0, 0]
