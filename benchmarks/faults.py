@@ -101,7 +101,7 @@ def interrupted(folder: Path, number: signal.Signals, seconds: float) -> tuple[i
 
 
 def kills(folder: Path, count: int, rng: random.Random) -> dict[str, Any]:
-    """F1: SIGKILL at random times; the newest checkpoint is at most one interval old, and the run is continued."""
+    """F1: SIGKILL at random times; a whole checkpoint is left, and the run is continued to its end."""
     lost = resumed = finished = 0
     for number in range(count):
         target = folder / f"F1-{number}"
@@ -196,7 +196,7 @@ def terminations(folder: Path, count: int, rng: random.Random) -> dict[str, Any]
 
 
 def alterations(folder: Path, count: int, rng: random.Random) -> dict[str, Any]:
-    """F9: alter a file of a checkpoint, a generator, a recording or the settings; every one is found."""
+    """F9: alter a file of a checkpoint, a generator or a recording; every one is found."""
     target = folder / "F9"
     part = run(target / "run", *overrides(generator="none"))
     part.begin()
