@@ -31,7 +31,7 @@ Made by `python benchmarks/results.py --data <folder>`; `benchmarks/results.yaml
 `docs/results/results.json` every number of every seed. Scores are normalized (0 random, 100 expert): means of 20
 episodes at the switch and at the end and of 10 in between, then mean ± standard deviation over seeds. The area under
 the curve is the mean over a run's evaluations, the worst score the minimum over all evaluations after the switch.
-Generated rows are from `generator.updates=5000 generator.sampling.restarts=0`; the defaults have since become 8,000 and
+Generated rows are from `generator.updates=5000 generator.sampling.restarts=0`; the defaults have since become 6,000 and
 8, with the effects described in [learners.md](learners.md). The data are local recordings, not D4RL's, and the budgets
 are a fiftieth of the papers' or less, so these numbers compare the learners with each other and nothing else. For the
 findings, see [learners.md](learners.md)."""
