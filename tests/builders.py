@@ -153,6 +153,9 @@ def _small(cls: type, values: Any, prefix: str) -> list[str]:
         value = values[field.name]
         if is_dataclass(hints[field.name]):
             found += _small(hints[field.name], value, f"{prefix}{field.name}.")
+        elif field.name == "base":  # a component inside this one, by the name of its file, and its settings
+            group = prefix.partition(".")[0]
+            found += [inner.replace(f"{group}.", f"{prefix}settings.", 1) for inner in tiny(group, value)[1:]]
         elif field.name.endswith("hidden") and value is not None:
             found.append(f"{prefix}{field.name}={HIDDEN}".replace(" ", ""))
         elif isinstance(value, int) and not isinstance(value, bool):
