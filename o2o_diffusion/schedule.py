@@ -46,8 +46,8 @@ class Gate:
     missed_endings: Annotated[float, "share of the rows that end an episode that are not marked as endings", Ge(0)] = (
         0.5
     )
-    actions: Annotated[float, "deviation of actions given states, in those of real rows", Ge(0)] = 1.5
-    outcomes: Annotated[float, "deviation of outcomes given states and actions, in those of real rows", Ge(0)] = 3.0
+    actions: Annotated[float, "deviation of actions given states, in those of real rows", Ge(0)] = 1.0
+    outcomes: Annotated[float, "deviation of outcomes given states and actions, in those of real rows", Ge(0)] = 1.5
     auc: Annotated[float, "AUC of trees that tell generated from held-out rows", Ge(0)] = 0.45
 
 
