@@ -18,9 +18,10 @@ def expected_hours(cells: Sequence[Cell], rows: Sequence[Row], timed: Callable[[
     finished: dict[str, list[float]] = {}
     for row in rows:
         finished.setdefault(row["key"], []).append(row["seconds"]["total"])
-    for cell in cells:
-        if cell.key not in finished:
-            finished[cell.key] = [timed(cell)]
+    unknown = {cell.key: cell for cell in cells if cell.key not in finished}
+    if unknown:
+        print(f"timing {len(unknown)} settings that have no finished run", flush=True)
+    finished |= {key: [timed(cell)] for key, cell in unknown.items()}
     return sum(mean(finished[cell.key]) for cell in cells) / 3600
 
 
