@@ -4,7 +4,7 @@ from fakes import FakeRun, FakeStart
 from o2o_diffusion.studies.results import results_of
 from o2o_diffusion.studies.rows import read_rows
 from o2o_diffusion.studies.runner import Runner
-from o2o_diffusion.studies.schedule import run_study
+from o2o_diffusion.studies.schedule import run_study, stacked
 from o2o_diffusion.studies.screening import shown_oracles
 
 
@@ -98,6 +98,11 @@ def test_seeds_of_a_cell_run_in_one_process(make_study, places):
         *[("pretrain.py", "4", None), *[("finetune.py", "4", None)] * 6],
     ]
     assert sorted(seed for *_, seed in cells_of(places)) == [seed for seed in range(5) for _ in range(6)]
+
+
+def test_seeds_with_a_gap_run_in_processes_of_their_own(make_study):
+    first, third = (next(cell for cell in make_study().cells(4) if cell.seed == seed) for seed in (0, 2))
+    assert stacked([first, third], 4) == [first, third]
 
 
 def test_a_stopped_cell_is_continued_and_a_run_without_a_checkpoint_started_anew(make_study, places):
