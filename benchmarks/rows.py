@@ -179,7 +179,8 @@ def run(cell: Cell, version: str) -> None:
 
 def line(data: str, label: str, name: str, numbers: dict[str, float], real: dict[str, float], seconds: str) -> str:
     """One row of the table."""
-    numbers = numbers | {"bound_share": numbers["bound_actions"] / max(real["bound_actions"], 1e-9)}
+    share = numbers["bound_actions"] / real["bound_actions"] if real["bound_actions"] else float("nan")
+    numbers = numbers | {"bound_share": share}
     cells = ["-" if np.isnan(numbers.get(key, np.nan)) else f"{numbers[key]:.3f}" for key in COLUMNS]
     return "| " + " | ".join([data, label, name, *cells, seconds]) + " |"
 
@@ -225,6 +226,8 @@ def main() -> None:
     results = [json.loads(path.read_text()) for path in args.folder.glob("*.json")]
     results.sort(key=lambda result: (result["data"], result["setting"], result["version"]))
     command = "python benchmarks/rows.py " + shlex.join(sys.argv[1:])
+    for folder in {part for data in args.data for part in data.partition("=")[2].split(",")}:
+        command = command.replace(folder, "<" + "/".join(Path(folder).parts[-2:]) + ">")
     args.output.write_text(json.dumps({"command": command, "results": results}, indent=1) + "\n")
     print(table(results))
 
