@@ -104,7 +104,15 @@ def test_every_file_runs_through_the_loop(file, tmp_path, short_run, monkeypatch
     task = ["task=invertedpendulum-mixed", "task.recording.num_steps=100", "task.physics.mass=2", *short_run[2:]]
     sizes = ["generator.num_samples=50", "generator.first_refresh=30", "generator.refresh_interval=20"]
     small = ["learner=sac", "learner.hidden=[16]", "learner.batch_size=32", "sampler.ramp=0"]
-    settings = [f"generator={file}", *task, *sizes, *small, "learner.random_steps=10", f"output={tmp_path / 'run'}"]
+    settings = [
+        "modules=benchmarks",
+        f"generator={file}",
+        *task,
+        *sizes,
+        *small,
+        "learner.random_steps=10",
+        f"output={tmp_path / 'run'}",
+    ]
     run = Run(compose(CONFIGS / "finetune.yaml", Loop.Config, GROUPS, settings))
     assert run.execute() == 0
     assert run.loop.refresher.count == 3 and run.loop.refresher.refused == 0

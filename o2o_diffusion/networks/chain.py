@@ -35,7 +35,7 @@ class ReluChain(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Gradients of x, weights and biases, each only if it is needed."""
         g, saved, needs, transposed = gradients[0], ctx.saved_tensors, ctx.needs_input_grad, ctx.transposed
         count, results, keeps = len(saved) // 2, [], g.ndim == 3

@@ -218,6 +218,7 @@ def test_two_stacked_seeds_equal_two_single_ones(run):
             assert difference < 1e-3, (name, k, float(difference))
 
 
+@pytest.mark.slow
 def test_every_toy_generator_resumes_bit_for_bit(run, tmp_path):
     for cls in GENERATORS:
         target: Any = f"{cls.__module__}.{cls.__qualname__}"  # pyright: ignore[reportAttributeAccessIssue]

@@ -93,6 +93,7 @@ def test_d5_f18_a_saved_generator_can_not_name_code(tmp_path):
     assert not Path("ran").exists()
 
 
+@pytest.mark.slow
 def test_d5_f18_a_downloaded_run_can_not_name_code_on_resume(tmp_path, tiny_run):
     """The whole command, in the directory with the planted module."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

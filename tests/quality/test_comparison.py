@@ -33,6 +33,7 @@ def report() -> dict[str, Any]:
         return evaluate({"offline": rows(400, 4), "online": rows(400, 5)}, real, rows=400)
 
 
+@pytest.mark.slow
 def test_each_label_is_compared_in_its_own_world(report, monkeypatch):
     worlds: dict[str, Any] = {}
 

@@ -59,6 +59,7 @@ def test_rows_whose_velocity_is_clipped_are_left_out():
         assert dynamics_error(env, real, real)["share"] == pytest.approx(17 / 20)
 
 
+@pytest.mark.slow
 def test_the_learned_model_tells_wrong_dynamics_from_right_ones():
     generator = torch.Generator().manual_seed(0)
 

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from o2o_diffusion.studies.folders import finished, rows_of_runs
 from o2o_diffusion.studies.results import Results
 from o2o_diffusion.studies.schedule import unfinished
@@ -21,6 +23,7 @@ seeds: 2
 """
 
 
+@pytest.mark.slow
 def test_a_study_runs_and_writes_its_rows_and_page(tmp_path, pendulum_table):
     (tmp_path / "toy.yaml").write_text(STUDY)
     command = [sys.executable, str(SCRIPT), f"study={tmp_path / 'toy.yaml'}", f"data={Path(pendulum_table).parent}"]

@@ -86,6 +86,7 @@ def test_mistakes_are_one_line(tmp_path, generator, pendulum_table):
     )
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_report(tmp_path, generator, pendulum_table, monkeypatch):
     monkeypatch.setattr(residuals, "UPDATES", 50)
     dataset = load_dataset(pendulum_table)

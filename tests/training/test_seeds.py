@@ -46,6 +46,7 @@ def result(folder: Path) -> dict:
     return state | {"lines": [json.loads(line) for line in (folder / "metrics.jsonl").open()]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("learner", "generator"), [("iql", "cfdg"), ("cal_ql", "none")])  # Cal-QL: after each episode
 def test_runs_together_equal_runs_alone(tmp_path, tiny_run, tiny_learner, tiny_generator, learner, generator):
     own = [*tiny_run, *tiny_generator(generator), *tiny_learner(learner)]
