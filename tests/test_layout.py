@@ -15,8 +15,8 @@ LAYERS = (
     "agents environments",
     "learners samplers generators quality",
     "training",
-    "integrations scripts studies",
-    "__init__",
+    "integrations studies",
+    "scripts __init__",
 )
 LAYER = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms.split()}
 COMPONENTS = {"learners", "samplers", "generators"}

@@ -43,6 +43,7 @@ def test_finetune_then_evaluate_under_the_launcher(tmp_path, tiny_run, tiny_cfdg
     )
 
 
+@pytest.mark.slow
 def test_pretrain_is_reused(tmp_path, tiny_run):
     script("pretrain", *tiny_run, "online_steps=0", f"output={tmp_path / 'first'}", "--learner", "iql")
     second = [*tiny_run, "--learner", "iql", "--generator", "none", f"output={tmp_path / 'second'}"]

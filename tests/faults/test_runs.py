@@ -138,6 +138,7 @@ def test_d9_settings_are_written_once_and_a_changed_one_must_be_named(run):
     assert Run.resume(folder, ["discount=0.98"]).config.discount == 0.98
 
 
+@pytest.mark.slow
 def test_d9_named_overrides_are_recorded_and_a_finished_run_can_be_made_longer(run):
     folder = stopped(run(), 30)
     text = (folder / SETTINGS).read_text()

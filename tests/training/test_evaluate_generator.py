@@ -76,6 +76,7 @@ def test_rows_of_each_label_are_judged_in_their_own_world(pendulum_table):
     assert not simulators and "predicted by networks" in notes[1]
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_line(tmp_path, generator, pendulum_table):
     dataset = load_dataset(pendulum_table)
     with pytest.raises(InputError, match="not a saved generator"):
