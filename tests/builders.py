@@ -26,7 +26,7 @@ DISCOUNT = 0.99
 PRETRAIN, WARMUP, FINETUNE = Phase("pretrain", updates=1), Phase("warmup", env_steps=1), Phase("finetune", env_steps=1)
 
 LARGEST = {"updates": 12, "steps": 20, "size": 32, "samples": 50, "refresh": 30, "interval": 30, "width": 16, "dim": 8}
-LARGEST |= {"ramp": 100, "recent": 100, "gate": 50}
+LARGEST |= {"ramp": 100, "recent": 100, "gate": 50, "restarts": 1}
 """Caps of integer settings by the last part of their names, so that a new component is small without being known."""
 DEPTH = 1
 HIDDEN = [16, 16]
