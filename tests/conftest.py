@@ -68,8 +68,12 @@ def pendulum_table(tmp_path_factory) -> str:
 
 
 @pytest.fixture
-def short_run(pendulum_table) -> list[str]:
-    """Overrides of a run of some seconds: 40 updates, 20 steps of warm-up, 60 of fine-tuning; no component's own."""
+def short_run(pendulum_table, monkeypatch) -> list[str]:
+    """Overrides of a run of some seconds: 40 updates, 20 steps of warm-up, 60 of fine-tuning; no component's own.
+
+    In this process, its expected time is not measured, which would take as long again.
+    """
+    monkeypatch.setattr("o2o_diffusion.training.finetune.expected_seconds", lambda *parts: 60.0)
     return [
         f"task.dataset={pendulum_table}",
         "task.environment=Pendulum-v1",
